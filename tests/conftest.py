@@ -1,0 +1,134 @@
+"""What the tests share: where the shared data lie, small random models, and the same models as Hugging Face builds them."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import gpt2  # noqa: E402
+import prefix as prefix_module  # noqa: E402
+
+
+def shared_folder():
+    """The folder of the shared data, or None."""
+    folder = Path(os.environ.get("PREFIX_TUNING_SHARED", ROOT.parent / "shared" / "data"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of the shared data (E2E, GPT-2's vocabulary, a TensorFlow checkpoint, official scores)."""
+    if shared_folder() is None:
+        pytest.skip("the shared data are not here: ../shared/data, or where PREFIX_TUNING_SHARED points")
+    return shared_folder()
+
+
+@pytest.fixture(scope="session")
+def small_vocabulary(tmp_path_factory):
+    """A folder with vocab.json and merges.txt of 300 tokens, trained on a few sentences; <|endoftext|> is token 0."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder = tmp_path_factory.mktemp("vocabulary")
+    tokenizer = ByteLevelBPETokenizer()
+    sentences = ["The Vaults is a family friendly pub.", "There is a café near the Rice Boat, a restaurant for £20-25."]
+    tokenizer.train_from_iterator(sentences * 9, vocab_size=300, show_progress=False, special_tokens=["<|endoftext|>"])
+    tokenizer.save_model(str(folder))
+    return folder
+
+
+def random_config(seed, n_ctx=48):
+    """A small configuration, another one for each seed."""
+    draw = random.Random(seed)
+    n_head = draw.randint(1, 4)
+    return gpt2.GPT2Config(n_vocab=draw.randint(5, 90), n_ctx=n_ctx, n_embd=n_head * draw.choice([2, 4, 6, 8, 16]),
+                           n_head=n_head, n_layer=draw.randint(1, 3))
+
+
+@torch.no_grad()
+def randomise(module, seed):
+    """Gives every parameter, biases and norms too, numbers so large that none of them is without effect."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        is_scale = ".ln_" in f".{name}" and name.endswith("weight")
+        parameter.copy_(is_scale + 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def random_model(config, seed, dtype=torch.float64):
+    """A GPT-2 with random weights."""
+    return randomise(gpt2.GPT2(config), seed).to(dtype).eval()
+
+
+def random_prefix(config, seed, length=None, hidden=12, dtype=torch.float64):
+    """A reparameterised prefix with random weights, of length 1 to 6."""
+    length = length or random.Random(seed).randint(1, 6)
+    return randomise(prefix_module.Prefix(config, length, hidden), seed).to(dtype)
+
+
+def random_past(config, length, batch, seed, dtype=torch.float64):
+    """Random keys and values, in the form that `GPT2.forward` takes."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (config.n_layer, 2, batch, config.n_head, length, config.head_dim)
+    return [(key, value) for key, value in torch.randn(shape, generator=generator, dtype=dtype)]
+
+
+def random_prompts(seed, n_vocab, lengths):
+    """A list of tokens, none of them the last one (<|endoftext|>), for each length."""
+    draw = random.Random(seed)
+    return [[draw.randrange(n_vocab - 1) for _ in range(length)] for length in lengths]
+
+
+def pad_right(prompts):
+    """(tokens int [B, T], mask bool [B, T] that is False on the padding)."""
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
+
+
+def hugging_face_twin(model):
+    """Hugging Face's GPT-2 with the same weights, in the same dtype."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = model.config
+    twin = GPT2LMHeadModel(GPT2Config(
+        vocab_size=config.n_vocab, n_positions=config.n_ctx, n_embd=config.n_embd, n_head=config.n_head,
+        n_layer=config.n_layer, eos_token_id=config.eos_token, bos_token_id=config.eos_token, pad_token_id=0,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )).to(model.wte.weight.dtype)
+    twin.transformer.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    return twin.eval()
+
+
+def peft_twin(twin, prefix):
+    """PEFT's prefix-tuning model around `hugging_face_twin(...)`, with the weights of a reparameterised `prefix`."""
+    from peft import PrefixTuningConfig, get_peft_model
+
+    length, hidden = len(prefix.embedding.weight), prefix.mlp[0].out_features
+    peft_model = get_peft_model(twin, PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=length, encoder_hidden_size=hidden, prefix_projection=True,
+    )).to(prefix.embedding.weight.dtype)
+    encoder = peft_model.prompt_encoder["default"]
+    encoder.embedding.load_state_dict(prefix.embedding.state_dict())
+    encoder.transform.load_state_dict(prefix.mlp.state_dict())
+    return peft_model.eval()
+
+
+def assert_close(ours, truth, tolerance=1e-9):
+    """The largest difference of two tensors is at most `tolerance`, relative to the truth where that is above 1."""
+    assert ours.shape == truth.shape
+    worst = ((ours - truth).abs() / truth.abs().clamp(min=1)).max().item()
+    assert worst <= tolerance, f"the largest difference is {worst:.3g}"
+
+
+def run_python(*arguments, **options):
+    """Runs Python in the repository's folder, as a user would; returns the completed process."""
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, encoding="utf-8",
+                          **options)

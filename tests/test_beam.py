@@ -1,0 +1,224 @@
+"""Beam search against Hugging Face's `generate`, and against trying out every continuation."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from conftest import hugging_face_twin, peft_twin, random_model, random_past, random_prefix, random_prompts
+
+from beam import beam_search
+from common import InputError
+from gpt2 import GPT2Config
+
+N_VOCAB, EOS, MAX_NEW = 60, 59, 12
+BANNED = (3, 17, 29, 41)
+
+
+@torch.no_grad()
+def model_with_biases(seed, biases=None, n_vocab=N_VOCAB):
+    """A random model in which feature 0 is always 1: an embedding's number 0 is then a bias of its token's logit."""
+    model = random_model(GPT2Config(n_vocab, n_ctx=40, n_embd=32, n_head=4, n_layer=2), seed)
+    model.ln_f.weight[0], model.ln_f.bias[0] = 0, 1
+    model.wte.weight[:, 0] = torch.zeros(n_vocab) if biases is None else biases
+    return model
+
+
+def ended_share(results):
+    """The share of prompts whose best hypothesis ended before the limit."""
+    return sum(len(hypotheses[0][0]) < MAX_NEW for hypotheses in results) / len(results)
+
+
+def as_pairs(results):
+    return [[(hypothesis.tokens, hypothesis.score) for hypothesis in hypotheses] for hypotheses in results]
+
+
+@torch.no_grad()
+def let_half_of_them_end(model, search):
+    """Finds a bias of <|endoftext|> with which about half of the best hypotheses end before the limit."""
+    low, high = -20.0, 20.0
+    for _ in range(12):
+        model.wte.weight[EOS, 0] = (low + high) / 2
+        share = ended_share(as_pairs(search()))
+        if 0.42 < share < 0.58:
+            return
+        low, high = (low, (low + high) / 2) if share > 0.5 else ((low + high) / 2, high)
+
+
+def hugging_face_search(twin, prompts, **options):
+    """[[(tokens, score), ...], ...]; prompts of one length go in one call, so that none is padded."""
+    results = [None] * len(prompts)
+    for _, group in itertools.groupby(sorted(range(len(prompts)), key=lambda i: len(prompts[i])),
+                                      key=lambda i: len(prompts[i])):
+        group = list(group)
+        tokens = torch.tensor([prompts[i] for i in group])
+        output = twin.generate(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), early_stopping=False, max_new_tokens=MAX_NEW,
+            do_sample=False, return_dict_in_generate=True, output_scores=True, pad_token_id=0, **options)
+        k = len(output.sequences) // len(group)
+        scores = getattr(output, "sequences_scores", None)
+        for row, written in enumerate(output.sequences[:, tokens.shape[1] :].tolist()):
+            written = written[: written.index(EOS)] if EOS in written else written
+            results[group[row // k]] = results[group[row // k]] or []
+            results[group[row // k]].append((written, None if scores is None else scores[row].item()))
+    return results
+
+
+def random_ragged_prompts(seed, count):
+    return random_prompts(seed, N_VOCAB, random.Random(seed).choices(range(1, 14), k=count))
+
+
+def assert_same(ours, truth, tolerance=1e-5):
+    """The same hypotheses in the same order, with the same scores."""
+    assert [[tokens for tokens, _ in row] for row in ours] == [[tokens for tokens, _ in row] for row in truth]
+    scores, true_scores = (torch.tensor([[score for _, score in row] for row in rows]) for rows in (ours, truth))
+    assert ((scores - true_scores).abs() / true_scores.abs().clamp(min=1)).max() <= tolerance
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Against Hugging Face
+# ---------------------------------------------------------------------------------------------------------------------
+
+SETTINGS = [  # beams, length penalty, with a prefix, banned tokens
+    (2, 1.0, False, ()), (3, 1.0, True, BANNED), (5, 1.0, False, BANNED), (5, 1.0, True, ()),
+    (5, 0.0, False, ()), (3, 0.0, True, ()), (5, 0.6, True, BANNED), (2, 0.6, False, ()),
+    (3, 2.0, False, BANNED), (5, 2.0, True, ()), (3, -0.7, False, ()), (5, -0.7, True, BANNED),
+]
+
+
+@pytest.mark.parametrize("seed, setting", list(enumerate(SETTINGS)), ids=lambda value: str(value).replace(" ", ""))
+def test_all_hypotheses_of_200_prompts_equal_hugging_faces(seed, setting):
+    num_beams, penalty, with_prefix, banned = setting
+    model, prompts = model_with_biases(seed), random_ragged_prompts(seed, 200)
+    prefix = random_prefix(model.config, seed, length=3) if with_prefix else None
+    options = {"past": prefix() if with_prefix else None, "num_beams": num_beams, "length_penalty": penalty,
+               "banned": banned, "max_new_tokens": MAX_NEW}
+    let_half_of_them_end(model, lambda: beam_search(model, prompts[:100], **options))
+
+    twin = hugging_face_twin(model)
+    truth = hugging_face_search(peft_twin(twin, prefix) if with_prefix else twin, prompts, num_beams=num_beams,
+                                num_return_sequences=num_beams, length_penalty=penalty,
+                                bad_words_ids=[[token] for token in banned] or None)
+    assert 1 / 3 < ended_share(truth) < 2 / 3  # or one way to end would go untested
+    assert all(len(hypotheses) == num_beams for hypotheses in truth)
+    assert_same(as_pairs(beam_search(model, prompts, **options)), truth)
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_one_beam_is_hugging_faces_greedy_search(with_prefix):
+    model, prompts = model_with_biases(21), random_ragged_prompts(21, 200)
+    prefix = random_prefix(model.config, 21, length=4) if with_prefix else None
+    options = {"past": prefix() if with_prefix else None, "num_beams": 1, "banned": BANNED, "max_new_tokens": MAX_NEW}
+    let_half_of_them_end(model, lambda: beam_search(model, prompts, **options))
+    twin = hugging_face_twin(model)
+    truth = hugging_face_search(peft_twin(twin, prefix) if with_prefix else twin, prompts, num_beams=1,
+                                bad_words_ids=[[token] for token in BANNED])
+    assert 1 / 3 < ended_share(truth) < 2 / 3
+    ours = beam_search(model, prompts, **options)
+    assert [[hypothesis.tokens for hypothesis in row] for row in ours] == [[tokens for tokens, _ in row] for row in truth]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Against the definition
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", [0.0, -0.5])  # with these, going on never makes a score better
+@pytest.mark.parametrize("seed", range(5))
+@torch.no_grad()
+def test_with_enough_beams_the_hypotheses_are_the_best_of_all_continuations(seed, penalty):
+    # Four of 40 tokens are likely, so 20 beams hold each likely beginning of two tokens, and miss nothing.
+    biases = torch.full((40,), -60.0)
+    biases[torch.tensor([4, 8, 15, 39])] = 0
+    model, prompt = model_with_biases(seed, biases, n_vocab=40), [23, 5]
+    twin = hugging_face_twin(model)
+    ended = [(*tokens, 39) for length in (0, 1, 2) for tokens in itertools.product((4, 8, 15), repeat=length)]
+    whole = list(itertools.product((4, 8, 15), repeat=3))
+    everything = []
+    for tokens in ended + whole:
+        log_probs = twin(torch.tensor([prompt + list(tokens)])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        score = sum(log_probs[at, token].item() for at, token in enumerate(tokens)) / len(tokens) ** penalty
+        everything.append(([token for token in tokens if token != 39], score))
+    everything.sort(key=lambda pair: -pair[1])
+    assert_same(as_pairs(beam_search(model, [prompt], num_beams=20, max_new_tokens=3, length_penalty=penalty)),
+                [everything[:20]])
+
+
+@torch.no_grad()
+def test_scores_are_what_the_model_gives_the_tokens():
+    model, prompts = model_with_biases(5), random_ragged_prompts(5, 40)
+    past = random_past(model.config, 2, 1, seed=5)
+    options = {"past": past, "num_beams": 4, "length_penalty": 1.3, "max_new_tokens": MAX_NEW}
+    let_half_of_them_end(model, lambda: beam_search(model, prompts, **options))
+    for prompt, hypotheses in zip(prompts, beam_search(model, prompts, **options)):
+        scores = [hypothesis.score for hypothesis in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(hypothesis.tokens) for hypothesis in hypotheses}) == 4
+        for hypothesis in hypotheses:
+            written = hypothesis.tokens + [EOS] * (len(hypothesis.tokens) < MAX_NEW)
+            log_probs = model(torch.tensor([prompt + written]), past)[0, len(prompt) - 1 : -1].log_softmax(-1)
+            total = log_probs.gather(1, torch.tensor(written)[:, None]).sum().item()
+            # A hypothesis of MAX_NEW tokens may only be one that goes on; with <|endoftext|> it would be longer.
+            assert hypothesis.score == pytest.approx(total / len(written) ** 1.3, abs=1e-5)
+
+
+def test_neither_batches_nor_the_order_of_prompts_matter():
+    model, prompts = model_with_biases(6), random_ragged_prompts(6, 70)
+    past = random_past(model.config, 3, 1, seed=6)
+    options = {"past": past, "num_beams": 3, "max_new_tokens": MAX_NEW}
+    let_half_of_them_end(model, lambda: beam_search(model, prompts, **options))
+    truth = as_pairs(beam_search(model, prompts, **options))
+    for batch_size in (1, 7, 70, 1000):
+        assert_same(as_pairs(beam_search(model, prompts, batch_size=batch_size, **options)), truth, 1e-6)
+    order = random.Random(6).sample(range(70), 70)
+    shuffled = as_pairs(beam_search(model, [prompts[i] for i in order], **options))
+    assert_same(shuffled, [truth[i] for i in order], 1e-6)
+
+
+def test_banned_tokens_are_never_written_and_nothing_is_banned_unless_told():
+    model, prompts = model_with_biases(7), random_ragged_prompts(7, 30)
+    free = beam_search(model, prompts, num_beams=2, max_new_tokens=MAX_NEW)
+    used = {token for row in free for hypothesis in row for token in hypothesis.tokens}
+    banned = sorted(used)[: len(used) // 2]
+    bound = beam_search(model, prompts, num_beams=2, max_new_tokens=MAX_NEW, banned=banned)
+    assert not {token for row in bound for hypothesis in row for token in hypothesis.tokens} & set(banned)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The limits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_no_prompts_give_no_hypotheses():
+    assert beam_search(model_with_biases(0), []) == []
+
+
+def test_the_models_last_position_can_be_used_and_none_beyond_it():
+    model = model_with_biases(0)
+    with torch.no_grad():
+        model.wte.weight[EOS, 0] = -50  # none ends
+    past = random_past(model.config, 3, 1, seed=0)
+    longest = 40 - 3 - MAX_NEW + 1  # the last token that is written is never read
+    prompts = random_prompts(0, N_VOCAB, [5, longest])
+    results = beam_search(model, prompts, past, num_beams=2, max_new_tokens=MAX_NEW)
+    assert all(len(hypothesis.tokens) == MAX_NEW for row in results for hypothesis in row)
+    with pytest.raises(InputError, match=f"prompt 2 has {longest + 1} tokens, but with 3 of a prefix and 12 new ones"):
+        beam_search(model, [prompts[0], prompts[1] + [1]], past, num_beams=2, max_new_tokens=MAX_NEW)
+
+
+@pytest.mark.parametrize("prompts, options, message", [
+    ([[1], []], {}, "prompt 2 is empty"),
+    ([[1]], {"num_beams": 31}, "31 beams are too many for 60 tokens"),
+    ([[1]], {"num_beams": 29, "banned": BANNED}, "29 beams are too many"),
+    ([[1]], {"num_beams": 0}, "must be at least 1"),
+    ([[1]], {"max_new_tokens": 0}, "must be at least 1"),
+    ([[1]], {"batch_size": 0}, "must be at least 1"),
+])
+def test_impossible_searches_are_refused(prompts, options, message):
+    with pytest.raises(InputError, match=message):
+        beam_search(model_with_biases(0), prompts, **{"max_new_tokens": MAX_NEW} | options)
+
+
+def test_as_many_beams_as_the_vocabulary_allows_work():
+    results = beam_search(model_with_biases(0), [[1], [2, 3]], num_beams=28, banned=BANNED, max_new_tokens=3)
+    assert [len(row) for row in results] == [28, 28]

@@ -1,0 +1,488 @@
+"""Reading and writing weights: TensorFlow's own files, Hugging Face's folders, damaged ones, and the memory it takes."""
+
+import json
+import pickle
+import random
+import re
+import shutil
+import struct
+import sys
+
+import google_crc32c
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import assert_close, hugging_face_twin, random_config, random_model, run_python
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+from common import InputError
+from gpt2 import GPT2, GPT2Config, generate, load_model, load_tokenizer, save_model
+from tf_checkpoint import read_tf_checkpoint
+
+INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A writer of TensorFlow checkpoints, for those that TensorFlow did not write for us
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def varint(number):
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
+def field(number, value):
+    """A protobuf field; a whole number that is 0 is left out."""
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    return varint(number << 3) + varint(value) if value else b""
+
+
+def masked_crc(content):
+    crc = google_crc32c.value(content)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def block(pairs, restart_interval):
+    """A LevelDB block: keys share their beginning with the one before, but for every restart_interval-th."""
+    content, restarts, last = b"", [], b""
+    for number, (key, value) in enumerate(pairs):
+        shared = 0
+        if number % restart_interval == 0:
+            restarts.append(len(content))
+        else:
+            while shared < min(len(key), len(last)) and key[shared] == last[shared]:
+                shared += 1
+        content += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        last = key
+    restarts = restarts or [0]
+    content += struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
+    return content, content + b"\0" + masked_crc(content + b"\0")
+
+
+def write_tf_checkpoint(folder, tensors, pairs_per_block=10**9):
+    """Writes {name: float32 array} as TensorFlow's Saver V2 does."""
+    folder.mkdir(exist_ok=True)
+    pairs, offset = [(b"", field(1, 1) + field(3, field(1, 1)))], 0
+    with open(folder / DATA, "wb") as data:
+        for name, array in sorted(tensors.items()):
+            content = array.tobytes()
+            data.write(content)
+            shape = b"".join(field(2, field(1, size)) for size in array.shape)
+            pairs.append((name.encode(), field(1, 1) + field(2, shape) + field(4, offset) + field(5, len(content))
+                          + bytes([6 << 3 | 5]) + masked_crc(content)))
+            offset += len(content)
+    index, handles = b"", []
+    for at in range(0, len(pairs), pairs_per_block):
+        part = pairs[at : at + pairs_per_block]
+        # Any key that is not below the block's last and below the next one's first will do; TensorFlow's is the shortest.
+        last_key = part[-1][0] if at + pairs_per_block < len(pairs) else bytes([part[-1][0][0] + 1])
+        content, stored = block(part, 16)
+        handles.append((last_key, varint(len(index)) + varint(len(content))))
+        index += stored
+    footer = b""
+    for content, stored in (block([], 1), block(handles, 1)):  # the meta-index, the index
+        footer += varint(len(index)) + varint(len(content))
+        index += stored
+    (folder / INDEX).write_bytes(index + footer.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db"))
+
+
+def expected_tensors(shared):
+    """What TensorFlow's checkpoint holds: {name: array}."""
+    arrays = np.load(shared / "tf-checkpoint" / "expected_tensors.npz")
+    return {name.replace(".", "/"): arrays[name] for name in arrays.files}
+
+
+@pytest.fixture
+def tf_folder(shared, tmp_path):
+    """A copy of TensorFlow's checkpoint that may be damaged."""
+    folder = tmp_path / "tf"
+    shutil.copytree(shared / "tf-checkpoint", folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# OpenAI's format
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_tensorflows_checkpoint_reads_bit_for_bit(shared):
+    expected = expected_tensors(shared)
+    tensors = dict(read_tf_checkpoint(shared / "tf-checkpoint" / "model.ckpt"))
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        assert tensor.shape == expected[name].shape and tensor.dtype == torch.float32
+        assert tensor.numpy().tobytes() == expected[name].tobytes(), name
+
+
+def test_tensorflows_checkpoint_gives_the_expected_logits(shared):
+    expected = np.load(shared / "tf-checkpoint" / "expected_logits.npz")
+    model = load_model(shared / "tf-checkpoint", dtype=torch.float64)
+    with torch.no_grad():
+        logits = model(torch.tensor(expected["ids"])[None])[0]
+    assert_close(logits, torch.tensor(expected["logits"]))
+
+
+def test_our_writer_of_checkpoints_writes_tensorflows_bytes(shared, tmp_path):
+    write_tf_checkpoint(tmp_path, expected_tensors(shared))
+    for name in (INDEX, DATA):
+        assert (tmp_path / name).read_bytes() == (shared / "tf-checkpoint" / name).read_bytes(), name
+
+
+def test_a_checkpoint_whose_index_has_several_blocks_reads(shared, tmp_path):
+    expected = expected_tensors(shared)
+    write_tf_checkpoint(tmp_path, expected, pairs_per_block=7)
+    tensors = dict(read_tf_checkpoint(tmp_path / "model.ckpt"))
+    assert tensors.keys() == expected.keys()
+    assert all(np.array_equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_a_flipped_byte_of_the_index_is_noticed_unless_it_carries_nothing(shared, tf_folder):
+    draw, sound, unnoticed = random.Random(0), (tf_folder / INDEX).read_bytes(), []
+    expected = expected_tensors(shared)
+    for at in range(len(sound)):
+        damaged = bytearray(sound)
+        damaged[at] ^= draw.randint(1, 255)
+        (tf_folder / INDEX).write_bytes(damaged)
+        try:
+            tensors = dict(read_tf_checkpoint(tf_folder / "model.ckpt"))
+        except InputError as error:
+            assert INDEX in str(error)
+        else:
+            unnoticed.append(at)
+            assert tensors.keys() == expected.keys()
+            assert all(np.array_equal(tensors[name], expected[name]) for name in expected)
+    # What carries nothing: the empty meta-index (8 bytes, 5 of checksum), its handle (3), the footer's padding.
+    assert len(unnoticed) <= 13 + 3 + 35
+
+
+def test_a_flipped_byte_of_the_data_is_noticed(tf_folder):
+    draw, sound = random.Random(0), (tf_folder / DATA).read_bytes()
+    for at in [0, len(sound) - 1, *draw.sample(range(len(sound)), 150)]:
+        damaged = bytearray(sound)
+        damaged[at] ^= draw.randint(1, 255)
+        (tf_folder / DATA).write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{re.escape(DATA)} is damaged: the checksum of model/"):
+            load_model(tf_folder)
+
+
+@pytest.mark.parametrize("name", [INDEX, DATA])
+def test_a_cut_file_is_noticed(tf_folder, name):
+    sound = (tf_folder / name).read_bytes()
+    for length in [0, 1, 47, 48, len(sound) - 1, *random.Random(0).sample(range(len(sound)), 60)]:
+        (tf_folder / name).write_bytes(sound[:length])
+        with pytest.raises(InputError, match=re.escape(name)):
+            load_model(tf_folder)
+
+
+@pytest.mark.parametrize("name", [INDEX, DATA, "hparams.json"])
+def test_a_missing_file_is_named(tf_folder, name):
+    (tf_folder / name).unlink()
+    with pytest.raises(InputError, match=re.escape(name)):
+        load_model(tf_folder)
+
+
+def test_a_missing_unknown_or_wrongly_shaped_variable_is_named(shared, tf_folder):
+    sound = expected_tensors(shared)
+    cases = {
+        "lack h.1.mlp.c_fc.bias": {name: sound[name] for name in sound if name != "model/h1/mlp/c_fc/b"},
+        "wpf is not part": sound | {"model/wpf": sound["model/wpe"]},
+        "h.3.ln_1.weight is not part of a GPT-2 of 3 layers": sound | {"model/h3/ln_1/g": sound["model/h0/ln_1/g"]},
+        r"wpe.weight has the shape \[31, 48\], but .* \[32, 48\]": sound | {"model/wpe": sound["model/wpe"][1:]},
+    }
+    for message, tensors in cases.items():
+        write_tf_checkpoint(tf_folder, tensors)
+        with pytest.raises(InputError, match=f"{tf_folder}.*{message}"):
+            load_model(tf_folder)
+
+
+HPARAMS = {"n_vocab": 301, "n_ctx": 32, "n_embd": 48, "n_head": 4, "n_layer": 3}
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"n_vocab: 301", "line 1: not JSON"),
+    (b'{"n_vocab": 301,\n', "line 2: not JSON"),
+    (b"", "not JSON"),
+    (b"\xff{}", "not UTF-8 at byte 0"),
+    (b"[301, 32, 48, 4, 3]", "an object with n_vocab"),
+    ({"n_head": None}, "n_head .* None"),
+    ({"n_embd": "48"}, "n_embd .* '48'"),
+    ({"n_embd": 47}, r"n_embd \(47\) must be a multiple of n_head \(4\)"),
+    ({"n_layer": -3}, "n_layer .* -3"),
+    ({"n_ctx": 32.0}, "n_ctx .* 32.0"),
+    ({"n_ctx": ...}, "n_ctx is missing"),
+])
+def test_broken_hparams_are_one_error_that_names_the_file(tf_folder, content, message):
+    if isinstance(content, dict):
+        content = json.dumps({name: value for name, value in (HPARAMS | content).items() if value is not ...}).encode()
+    (tf_folder / "hparams.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"hparams\.json.*{message}"):
+        load_model(tf_folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hugging Face's format
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def twin():
+    """A random model as Hugging Face holds it."""
+    return hugging_face_twin(random_model(GPT2Config(n_vocab=50, n_ctx=16, n_embd=12, n_head=3, n_layer=2), seed=0))
+
+
+def save_bin(folder, tensors, **options):
+    """Turns a folder that transformers saved into one with `tensors` in pytorch_model.bin."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(tensors, folder / "pytorch_model.bin", **options)
+
+
+def masks(prefix):
+    """The buffers of old versions' attention, under the names that their checkpoints give them."""
+    return {f"{prefix}h.{layer}.attn.{name}": tensor for layer in range(2) for name, tensor in
+            (("bias", torch.ones(1, 1, 16, 16, dtype=torch.uint8).tril()), ("masked_bias", torch.tensor(-1e4)))}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+@pytest.mark.parametrize("form", ["safetensors", "bin", "legacy bin"])
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_hugging_face_folders_give_hugging_faces_logits(twin, tmp_path, dtype, prefix, form, with_masks):
+    saved = (twin if prefix else twin.transformer).to(dtype)
+    saved.save_pretrained(tmp_path)
+    extra = masks(prefix) if with_masks else {}
+    if form == "safetensors":
+        path = tmp_path / "model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        assert all(name.startswith(prefix) for name in tensors) and tensors[f"{prefix}wte.weight"].dtype == dtype
+        safetensors.torch.save_file(tensors | extra, path, metadata={"format": "pt"})
+    else:
+        save_bin(tmp_path, saved.state_dict() | extra, _use_new_zipfile_serialization=form == "bin")
+    tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert_close(load_model(tmp_path, dtype=torch.float64)(tokens), twin.double()(tokens).logits)
+
+
+def test_the_configurations_endoftext_wins(twin, tmp_path):
+    twin.config.eos_token_id = 7
+    twin.save_pretrained(tmp_path)
+    assert load_model(tmp_path).config.eos_token == 7
+
+
+class RunsCode:
+    """An object whose pickle, when it is loaded naively, writes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["bin", "legacy bin", "bare pickle"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(twin, tmp_path, form):
+    twin.save_pretrained(tmp_path)
+    trace = tmp_path / "trace"
+    tensors = twin.state_dict() | {"transformer.wte.weight": RunsCode(trace)}
+    save_bin(tmp_path, tensors, _use_new_zipfile_serialization=form == "bin")
+    if form == "bare pickle":
+        (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(RunsCode(trace)))
+    with pytest.raises(InputError, match="pytorch_model.bin is damaged, or holds more than tensors"):
+        load_model(tmp_path)
+    assert not trace.exists()
+    if form != "bare pickle":
+        torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
+        assert trace.exists()  # the file was a live one
+
+
+@pytest.fixture(params=["safetensors", "bin", "legacy bin"])
+def weights_path(request, twin, tmp_path):
+    """The file of weights of a folder in each of the forms."""
+    twin.save_pretrained(tmp_path)
+    if request.param == "safetensors":
+        return tmp_path / "model.safetensors"
+    save_bin(tmp_path, twin.state_dict(), _use_new_zipfile_serialization=request.param == "bin")
+    return tmp_path / "pytorch_model.bin"
+
+
+def test_a_cut_file_of_weights_is_named(weights_path):
+    sound = weights_path.read_bytes()
+    for length in [0, 1, 7, 8, 9, len(sound) - 1, *random.Random(0).sample(range(len(sound)), 60)]:
+        weights_path.write_bytes(sound[:length])
+        with pytest.raises(InputError, match=re.escape(weights_path.name)):
+            load_model(weights_path.parent)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_flipped_byte_of_the_weights_is_one_error_or_only_another_weight(weights_path):
+    draw, sound, errors = random.Random(0), weights_path.read_bytes(), 0
+    for at in [*range(0, 400, 8), *draw.sample(range(len(sound)), 50)]:  # names and shapes stand at the beginning
+        damaged = bytearray(sound)
+        damaged[at] ^= draw.randint(1, 255)
+        weights_path.write_bytes(damaged)
+        try:
+            load_model(weights_path.parent)
+        except InputError as error:
+            assert str(weights_path.parent) in str(error)
+            errors += 1
+    assert errors >= 25
+
+
+@pytest.mark.parametrize("content", [[torch.ones(3)], torch.ones(3), 5, {0: torch.ones(3)}, {"wte.weight": 5}])
+def test_a_bin_that_holds_no_named_tensors_is_named(twin, tmp_path, content):
+    twin.save_pretrained(tmp_path)
+    save_bin(tmp_path, content)
+    with pytest.raises(InputError, match="pytorch_model.bin"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"transformer.h.1.ln_2.bias": None}, "lack h.1.ln_2.bias"),
+    ({"transformer.wpe.weight": None, "transformer.wte.weight": None}, "lack wpe.weight, wte.weight"),
+    ({"transformer.h.0.attn.rotary": torch.ones(3)}, "h.0.attn.rotary is not part of a GPT-2 of 2 layers"),
+    ({"transformer.h.2.ln_2.bias": torch.ones(12)}, "h.2.ln_2.bias is not part of a GPT-2 of 2 layers"),
+    ({"transformer.h.0.attn.c_attn.weight": torch.ones(36, 12)}, r"c_attn.weight has the shape \[36, 12\].*\[12, 36\]"),
+    ({"lm_head.weight": torch.ones(50, 12)}, "lm_head.weight differs from wte.weight"),
+])
+def test_weights_that_are_no_gpt2_are_named(twin, tmp_path, change, message):
+    twin.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = {name: tensor for name, tensor in (safetensors.torch.load_file(path) | change).items()
+               if tensor is not None}
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(InputError, match=f"{tmp_path}.*{message}"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"activation_function": "relu"}, "activation_function is 'relu', but only 'gelu_new' is supported"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+    ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+    ({"model_type": "llama"}, "model_type is 'llama'"),
+    ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+    ({"n_inner": 24}, "n_inner is 24"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+    ({"n_head": 5}, r"n_embd \(12\) must be a multiple of n_head \(5\)"),
+    ({"n_layer": "2"}, "n_layer .* '2'"),
+])
+def test_configurations_of_other_architectures_are_refused(twin, tmp_path, change, message):
+    twin.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    load_model(tmp_path)  # it is the change that matters
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=rf"config\.json.*{message}"):
+        load_model(tmp_path)
+
+
+def test_folders_without_weights_are_named(twin, tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path} holds no model"):
+        load_model(tmp_path)
+    twin.config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="neither model.safetensors nor pytorch_model.bin"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match="there is no model 'nowhere'"):
+        load_model("nowhere")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_saved_opens_in_hugging_face_and_here(tmp_path, small_vocabulary, seed, dtype):
+    config = random_config(seed)
+    model = random_model(config, seed, dtype).float()  # numbers that either dtype holds exactly
+    save_model(model, tmp_path, small_vocabulary, dtype)
+    twin = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32)
+    again = load_model(tmp_path)
+    assert again.config == config and twin.config.eos_token_id == config.eos_token
+    for name, parameter in model.named_parameters():
+        assert torch.equal(again.get_parameter(name), parameter)
+    tokens = torch.randint(config.n_vocab, (2, 20), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        assert_close(model.double()(tokens), twin.double()(tokens).logits)
+    text = "The Vaults is a café near <|endoftext|>"
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.encode(text) == ours.encode(text, allowed_special="all")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------------------------
+
+MEASURE = """
+import sys, torch
+from gpt2 import load_model
+def memory(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+load_model(sys.argv[1])  # a small one: what libraries load when they are first used is not the model
+before = memory("VmRSS")
+model = load_model(sys.argv[2])
+for parameter in model.parameters():
+    parameter.sum()  # a page of a file that is mapped counts once it is touched
+print(memory("VmHWM") - before, sum(parameter.numel() * 4 for parameter in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from Linux's /proc")
+@pytest.mark.parametrize("form", ["TensorFlow", "safetensors"])
+def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path, small_vocabulary, form):
+    shape = {"n_vocab": 9000, "n_ctx": 64, "n_embd": 512, "n_head": 8}
+    for n_layer, folder in ((1, tmp_path / "small"), (6, tmp_path / "large")):
+        model = GPT2(GPT2Config(**shape, n_layer=n_layer))
+        if form == "safetensors":
+            save_model(model, folder, small_vocabulary)
+        else:
+            write_tf_checkpoint(folder, {openai_name(name): parameter.detach().numpy()
+                                         for name, parameter in model.named_parameters()})
+            (folder / "hparams.json").write_text(json.dumps(shape | {"n_layer": n_layer}))
+    result = run_python("-c", MEASURE, tmp_path / "small", tmp_path / "large")
+    assert result.returncode == 0, result.stderr
+    grown, weights = map(int, result.stdout.split())
+    assert weights > 90e6
+    assert 0.9 * weights < grown < 1.2 * weights
+
+
+def openai_name(name):
+    """h.0.ln_1.weight -> model/h0/ln_1/g"""
+    name = re.sub(r"^h\.(\d+)", r"h\1", name).replace(".bias", ".b")
+    name = name.replace(".weight", "" if name.startswith(("wte", "wpe")) else ".g" if "ln_" in name else ".w")
+    return "model/" + name.replace(".", "/")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_goes_on_writing_as_the_model_does(tmp_path, small_vocabulary):
+    vocabulary_size = len(json.loads((small_vocabulary / "vocab.json").read_text()))
+    model = random_model(GPT2Config(vocabulary_size, 32, 24, 3, 2, eos_token=0), seed=3, dtype=torch.float32)
+    save_model(model, tmp_path, small_vocabulary)
+    tokenizer = load_tokenizer(tmp_path)
+    prompt = "The Vaults is"
+    written = list(generate(model, tokenizer.encode_ordinary(prompt), 8))
+    result = run_python("gpt2.py", "--model", tmp_path, "--max-new-tokens", 8, "--device", "cpu", prompt)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == prompt + tokenizer.decode(written) + "\n" and len(written) > 3
+
+
+def test_the_command_lists_a_checkpoint(shared):
+    result = run_python("tf_checkpoint.py", shared / "tf-checkpoint" / "model.ckpt")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == sorted(expected_tensors(shared))
+    total = sum(array.size for array in expected_tensors(shared).values())
+    assert lines[-1].split() == ["all", "checksums", "are", "right", f"{total:,}"]
+
+
+@pytest.mark.parametrize("arguments", [("gpt2.py", "--model", "gpt3", "Once"), ("tf_checkpoint.py", "nowhere/model.ckpt"),
+                                       ("prefix.py", "--length", "0")])
+def test_a_users_mistake_is_one_line_on_stderr(arguments):
+    result = run_python(*arguments)
+    assert result.returncode == 1 and result.stdout == ""
+    assert re.fullmatch(r"error: [^\n]+\n", result.stderr)
