@@ -1,0 +1,166 @@
+"""BLEU and NIST, as NIST's own script mteval-v13a.pl computes them (it is what the E2E challenge runs).
+
+Both compare the n-grams of an output with those of its references, and both are scores of a whole corpus: n-grams
+are counted segment by segment, the counts are added up, and only the sums enter a formula. So there are three steps
+here: `tokenize` cuts a text into tokens, `count` counts once for both scores, `bleu` and `nist` are the two formulas.
+"""
+
+import math
+import re
+import string
+from collections import Counter
+from typing import NamedTuple
+
+LONGEST = 5  # NIST looks at n-grams of 1 to 5 tokens, BLEU at those of 1 to 4
+
+# Perl's white space, spelt out: Python's \s would also match the control characters U+001C to U+001F.
+WHITE_SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
+ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+SPLITS = (
+    (re.compile(r"([!-&(-+/:-@\[-`{-~])"), r" \1 "),  # ASCII punctuation, but for ' , - .
+    (re.compile(r"([^0-9])([.,])"), r"\1 \2 "),  # period and comma, unless digits stand on both sides
+    (re.compile(r"([.,])([^0-9])"), r" \1 \2"),
+    (re.compile(r"([0-9])(-)"), r"\1 \2 "),  # a hyphen after a digit
+)
+
+
+def tokenize(text):
+    """Cut a text into the tokens that BLEU and NIST compare (the rules for English of mteval-v13a).
+
+    Only ASCII counts as a letter, a digit or punctuation: É stays a capital, and £20 is one token.
+
+    >>> tokenize("The Café (family-friendly) costs £20-25, not 3,000.")
+    ['the', 'café', '(', 'family-friendly', ')', 'costs', '£20', '-', '25', ',', 'not', '3,000', '.']
+    """
+    text = WHITE_SPACE.sub(" ", text).replace("<skipped>", "")
+    for entity, character in ENTITIES:
+        text = text.replace(entity, character)
+    text = f" {text} ".translate(ASCII_LOWER)  # the blanks are neighbours for the rules below
+    for pattern, replacement in SPLITS:
+        text = pattern.sub(replacement, text)
+    return [token for token in text.split(" ") if token]
+
+
+class Counts(NamedTuple):
+    """All that the two formulas need to know of a corpus. An n-gram is a tuple of n tokens, 1 <= n <= 5."""
+
+    matched: Counter  # n-gram -> how often outputs have it, each segment clipped by its references
+    output_ngrams: list  # [n] -> how many n-grams the outputs have; [1] is their length in tokens
+    closest_length: int  # sum over the segments of the length of the reference closest in length to the output
+    in_references: Counter  # n-gram -> how often all the references of all segments have it
+    reference_tokens: int  # the length of all references together
+    references_per_segment: float  # on average; a reference without tokens is not counted
+
+
+def count(references, outputs):
+    """Count the n-grams of a corpus for `bleu` and `nist`.
+
+    references: for each segment a list of references, outputs: for each segment an output; each a list of tokens.
+
+    Clipping: an n-gram of an output counts as often as it stands in the output, but no more often than in the one
+    reference that has it most often. This keeps "the the the" from matching three times:
+
+    >>> counts = count([["the cat the".split(), "a cat".split()]], ["the the the".split()])
+    >>> counts.matched, counts.output_ngrams[1]
+    (Counter({('the',): 2}), 3)
+    """
+    matched, in_references = Counter(), Counter()
+    output_ngrams = [0] * (LONGEST + 1)
+    closest_length = reference_tokens = filled_references = 0
+    for group, output in zip(references, outputs):
+        of_output, clipped = _ngrams(output), Counter()
+        for reference in group:
+            ngrams = _ngrams(reference)
+            clipped |= of_output & ngrams  # Counters: & keeps the smaller count, | the larger
+            in_references.update(ngrams)
+        matched.update(clipped)
+        for n in range(1, LONGEST + 1):
+            output_ngrams[n] += max(0, len(output) - n + 1)
+
+        lengths = [len(reference) for reference in group]
+        eligible = lengths[:1] + [length for length in lengths[1:] if length > 0]  # an empty one only if it is first
+        closest_length += min(eligible, key=lambda length: (abs(length - len(output)), length))  # of two, the shorter
+        reference_tokens += sum(lengths)
+        filled_references += sum(length > 0 for length in lengths)
+    return Counts(
+        matched, output_ngrams, closest_length, in_references, reference_tokens, filled_references / len(outputs)
+    )
+
+
+def _ngrams(tokens):
+    """Count the n-grams of one text, n = 1 to 5."""
+    counts = Counter()
+    for n in range(1, LONGEST + 1):
+        counts.update(zip(*(tokens[start:] for start in range(n))))
+    return counts
+
+
+def bleu(counts):
+    """BLEU (Papineni et al. 2002): how much of what the outputs say do references say, too?
+
+        BLEU = min(1, exp(1 - R / T_1)) * (p_1 * p_2 * p_3 * p_4) ** (1/4),    p_n = M_n / T_n
+
+    T_n: n-grams in the outputs; M_n: those that match, clipped; R: the length of the closest references. The
+    first factor, the brevity penalty, stands in for recall, which makes little sense with several references.
+    One p_n = 0 would make the whole score 0, so mteval takes 1 / (2 T_n) for the first such p_n, 1 / (4 T_n) for
+    the second, and so on. A p_n without any n-grams (T_n = 0) is left out, as a factor 1.
+
+    Below, 5 of 6 words match, 3 of 5 bigrams, 1 of 4 trigrams and 0 of 3 four-grams; the lengths are equal:
+
+    >>> counts = count([["the cat sat on the mat".split()]], ["the cat lay on the mat".split()])
+    >>> round(bleu(counts), 4), round((5/6 * 3/5 * 1/4 * 1/(2*3)) ** (1/4), 4)
+    (0.3799, 0.3799)
+    """
+    length = counts.output_ngrams[1]
+    if length == 0:
+        return 0.0
+    log_precisions = 0.0
+    smoothing = 1
+    for n in range(1, 5):
+        total = counts.output_ngrams[n]
+        matches = sum(times for ngram, times in counts.matched.items() if len(ngram) == n)
+        if matches > 0:
+            log_precisions += math.log(matches / total)
+        elif total > 0:
+            smoothing *= 2
+            log_precisions += math.log(1 / (smoothing * total))
+    brevity = math.exp(min(0.0, 1 - counts.closest_length / length))
+    return brevity * math.exp(log_precisions / 4)
+
+
+def nist(counts):
+    """NIST (Doddington 2002): like BLEU, but a rare n-gram counts for more, and the five lengths are added.
+
+        NIST = penalty * sum over n = 1..5 of (sum of info over the matched n-grams) / T_n
+
+        info(w_1 ... w_n) = log2(count(w_1 ... w_{n-1}) / count(w_1 ... w_n))        counted in all the references
+
+    T_n: n-grams in the outputs. info is how many bits the last word adds to those before it; before a single word
+    stand all the words there are. The penalty falls with r, the outputs' length over that of the references:
+
+        penalty = exp(-b * ln(r) ** 2) for r < 1, else 1        with b such that r = 2/3 gives 0.5
+
+    where the references' length is their mean length times the number of segments. (A later port of the script to
+    Python averages segment by segment instead, which gives other numbers where some segments have more references.)
+
+    Below, info is log2(3/2) for "a" and log2(3/1) for "b", together log2(4.5) over 2 words; log2(2/1) for "a b"
+    over 1 bigram; r is 2/3:
+
+    >>> round(nist(count([["a b a".split()]], ["a b".split()])), 4), round(0.5 * (math.log2(4.5) / 2 + 1), 4)
+    (1.0425, 1.0425)
+    """
+    if counts.output_ngrams[1] == 0 or counts.reference_tokens == 0:
+        return 0.0
+    score = 0.0
+    for ngram, times in counts.matched.items():
+        history = ngram[:-1]
+        # To Perl the string "0" is false: a history of just this token is taken for no history at all.
+        if history == () or history == ("0",):
+            before = counts.reference_tokens
+        else:
+            before = counts.in_references[history]
+        score += times * math.log2(before / counts.in_references[ngram]) / counts.output_ngrams[len(ngram)]
+    ratio = counts.output_ngrams[1] / (counts.reference_tokens / counts.references_per_segment)
+    b = -math.log(0.5) / math.log(1.5) ** 2
+    return score * math.exp(-b * math.log(min(1.0, ratio)) ** 2)

@@ -1,0 +1,373 @@
+"""The metrics against the official scores, against nltk, against numbers worked out by hand, and on odd input."""
+
+import csv
+import doctest
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
+
+import metrics
+from metrics import mteval
+
+ROOT = Path(__file__).parent.parent
+
+# On a busy machine a slow example is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# The files that data/metrics/official.tsv has scores for.
+OFFICIAL = """
+    paper-medium.txt paper.txt final_preflen1.txt final_preflen3.txt final_preflen10.txt
+    slug.tsv tgen.tsv adapt.tsv chen.tsv forge1.tsv gong.tsv harv.tsv sheff1.tsv tr1.tsv zhaw1.tsv zhaw2.tsv
+    adversarial/outputs1.txt adversarial/outputs2.txt adversarial/outputs3.txt
+""".split()
+
+
+@pytest.fixture(scope="module")
+def official(shared):
+    with open(shared / "metrics" / "official.tsv", encoding="utf-8") as file:
+        return {row["file"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+def counts_of(references, outputs):
+    """Counts of a corpus whose texts are cut at blanks only."""
+    return mteval.count([[text.split() for text in group] for group in references], [text.split() for text in outputs])
+
+
+# --- The official scores
+
+
+def test_no_official_score_is_left_out(official):
+    assert sorted(OFFICIAL) == sorted(official)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_bleu_and_nist_equal_the_official_scores_to_four_decimals(name, official, shared):
+    row = official[name]
+    outputs = shared / "metrics" / name
+    references = metrics.read_references(shared / "metrics" / row["references"], outputs)
+    scores = metrics.evaluate(references, metrics.read_outputs(outputs))
+    assert (f"{scores['BLEU']:.4f}", f"{scores['NIST']:.4f}") == (row["BLEU"], row["NIST"])
+
+
+def test_scores_of_the_next_issue_are_none_and_not_another_variant():
+    scores = metrics.evaluate([["a pub"]], ["a pub"])
+    assert tuple(scores) == metrics.METRICS == ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
+    assert scores["METEOR"] is scores["ROUGE_L"] is scores["CIDEr"] is None
+
+
+# --- The tokenizer
+
+
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("", []),
+        (" \u3000\u2028\x85\xa0 ", []),
+        ("ÉCLAIR Café", ["Éclair", "café"]),
+        ("family-friendly 20-25 -5", ["family-friendly", "20", "-", "25", "-5"]),
+        ("£20. 3,000 3,x .5 5.", ["£20", ".", "3,000", "3", ",", "x", ".", "5", "5", "."]),
+        ("a.m. e.g.,", ["a", ".", "m", ".", "e", ".", "g", ".", ","]),
+        ("it's ‘so’ 'x'", ["it's", "‘so’", "'x'"]),
+        ("&amp;lt; &AMP; &quot;", ["<", "&", "amp", ";", '"']),
+        ("a<skipped>b A/B", ["ab", "a", "/", "b"]),
+        ("٣.٤", ["٣", ".", "٤"]),  # digits, but not ASCII
+        ("a\x1fb\x1cc", ["a\x1fb\x1cc"]),  # white space to Python, but not to Perl
+        ("[x]^_`{|}~@#$%*+", list("[x]^_`{|}~@#$%*+")),
+    ],
+)
+def test_tokenizer_follows_the_rules_of_mteval(text, tokens):
+    assert mteval.tokenize(text) == tokens
+
+
+# --- BLEU
+
+sentences = st.lists(st.sampled_from("abcde"), min_size=4, max_size=12)
+segments = st.lists(st.tuples(st.lists(sentences, min_size=1, max_size=4), sentences), min_size=1, max_size=5)
+
+
+@patient
+@given(segments)
+def test_bleu_equals_nltk_where_nltk_is_exact(corpus):
+    """nltk counts one n-gram too many for an output of fewer than n tokens, and is 0 where no token matches."""
+    references, outputs = zip(*corpus)
+    counts = mteval.count(references, outputs)
+    assume(counts.matched)
+    theirs = corpus_bleu(references, outputs, smoothing_function=SmoothingFunction().method3)
+    assert mteval.bleu(counts) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_bleu_without_any_match_is_smoothed_by_halving():
+    counts = counts_of([["x x x x"]], ["a b c d"])
+    assert mteval.bleu(counts) == pytest.approx((1 / (2 * 4) / (4 * 3) / (8 * 2) / (16 * 1)) ** (1 / 4))
+
+
+def test_bleu_leaves_out_n_grams_longer_than_every_output():
+    assert mteval.bleu(counts_of([["a b"]], ["a b"])) == 1.0
+
+
+@pytest.mark.parametrize(
+    "references, length",
+    [
+        (["a", "a b c"], 1),  # equally close: the shorter one
+        (["a b c", "a"], 1),
+        (["a b c", "a b c d e f"], 3),
+        (["a b c d e", ""], 5),  # a reference without tokens is passed over ...
+        (["", "a b c d e"], 0),  # ... unless it is the first
+    ],
+)
+def test_reference_length_is_that_of_the_closest(references, length):
+    assert counts_of([references], ["a b"]).closest_length == length
+
+
+def test_bleu_punishes_outputs_that_are_too_short_but_none_that_are_too_long():
+    assert mteval.bleu(counts_of([["a b c d e f g h"]], ["a b c d"])) == pytest.approx(math.exp(1 - 8 / 4))
+    long = mteval.bleu(counts_of([["a b c d"]], ["a b c d a"]))
+    assert long == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4))
+
+
+# --- NIST
+
+
+def test_nist_weighs_n_grams_by_the_references_of_all_segments():
+    # The references have 8 words: a 4 times, b and c twice each; "a b" and "a c" stand there twice each.
+    counts = counts_of([["a b a c"], ["a c", "a b"]], ["a b", "c a c x"])
+    words = 2 * math.log2(8 / 4) + 2 * math.log2(8 / 2)  # a and b in the first output, a and one c in the second
+    bigrams = 2 * math.log2(4 / 2)  # "a b" in the first, "a c" in the second
+    # 6 words and 1 + 3 bigrams in the outputs, more than 2 segments * 8/3 words a reference: no penalty
+    assert mteval.nist(counts) == pytest.approx(words / 6 + bigrams / 4)
+
+
+def test_nist_takes_the_mean_length_over_all_references():
+    # Mean length (3 * 2 + 8) / 4 = 3.5, so 7 for two segments; averaged segment by segment it would be 2 + 8 = 10.
+    counts = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c d e f g"])
+    assert counts.output_ngrams[1] / (counts.reference_tokens / counts.references_per_segment) == 1.0
+    shorter = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c"])
+    unpunished = (2 * math.log2(14 / 3) + math.log2(14)) / 3
+    penalty = math.exp(math.log(0.5) * (math.log(3 / 7) / math.log(1.5)) ** 2)
+    assert mteval.nist(shorter) == pytest.approx(penalty * unpunished)
+
+
+def test_nist_counts_no_reference_without_tokens():
+    assert counts_of([["a b", ""], ["a b", "a"]], ["", ""]).references_per_segment == 1.5
+
+
+def test_nist_has_perls_quirk_for_the_token_zero():
+    quirk = mteval.nist(counts_of([["0 a"]], ["0 a"]))
+    plain = mteval.nist(counts_of([["1 a"]], ["1 a"]))
+    assert (quirk, plain) == (1 + 1, 1)  # info("0 a") is log2(2 / 1), info("1 a") is log2(1 / 1)
+
+
+# --- Properties of both
+
+words = st.sampled_from(["a", "b", "The", "pub", "£20-25", ".", "é", "3,000", "0"])
+texts = st.lists(words, max_size=8).map(" ".join)
+corpora = st.lists(st.tuples(st.lists(texts, min_size=1, max_size=4), texts), min_size=1, max_size=5)
+
+
+def assert_same(ours, theirs):
+    assert (ours["BLEU"], ours["NIST"]) == pytest.approx((theirs["BLEU"], theirs["NIST"]), rel=1e-12, abs=1e-12)
+
+
+@patient
+@given(corpora, st.randoms(use_true_random=False))
+def test_the_order_of_segments_does_not_matter(corpus, rng):
+    shuffled = rng.sample(corpus, len(corpus))
+    assert_same(metrics.evaluate(*zip(*corpus)), metrics.evaluate(*zip(*shuffled)))
+
+
+@patient
+@given(corpora, st.randoms(use_true_random=False))
+def test_the_order_of_references_does_not_matter(corpus, rng):
+    # Only for a first reference without any tokens it does: see the test of the reference length.
+    references, outputs = zip(*[([text or "a" for text in group], output) for group, output in corpus])
+    shuffled = [rng.sample(group, len(group)) for group in references]
+    assert_same(metrics.evaluate(references, outputs), metrics.evaluate(shuffled, outputs))
+
+
+@patient
+@given(st.lists(st.lists(st.lists(words, min_size=4, max_size=9).map(" ".join), min_size=1, max_size=3), min_size=1))
+def test_outputs_equal_to_a_reference_have_a_bleu_of_one(references):
+    assert metrics.evaluate(references, [group[-1] for group in references])["BLEU"] == pytest.approx(1.0)
+
+
+@patient
+@given(st.lists(st.tuples(st.lists(st.text(), min_size=1, max_size=3), st.text()), min_size=1, max_size=4))
+def test_any_text_has_scores(corpus):
+    scores = metrics.evaluate(*zip(*corpus))
+    assert 0 <= scores["BLEU"] <= 1 and 0 <= scores["NIST"] < math.inf
+
+
+@pytest.mark.parametrize("output", ["", "one", "word " * 10_000, "🍕👍🏽 \u200d", "\x00\x01\x1b[31m\x7f\r\n", "0", "."])
+def test_odd_outputs_have_scores(output):
+    for references in ([["a cheap pub ."]], [[""]], [[output, ""]]):
+        scores = metrics.evaluate(references, [output])
+        assert 0 <= scores["BLEU"] <= 1 and 0 <= scores["NIST"] < math.inf
+
+
+@pytest.mark.parametrize(
+    "references, outputs, message",
+    [
+        ([["a"], ["b"]], ["a"], "2 groups of references for 1 outputs"),
+        ([], [], "nothing to score"),
+        ([["a"], []], ["a", "b"], "group 2 has no references"),
+        (["a"], ["a"], "references 1 are a str"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_with_its_arguments(references, outputs, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.evaluate(references, outputs)
+
+
+# --- Files
+
+
+def write(path, text):
+    path.write_bytes(text.encode("utf-8"))
+    return path
+
+
+def test_plain_outputs_keep_empty_lines_and_all_line_boundaries_cut(tmp_path):
+    path = write(tmp_path / "out.txt", "\ufeffa\r\n\n b\u2028c\x0bd\x85e \n\n")
+    assert metrics.read_outputs(path) == ["\ufeffa", "", "b", "c", "d", "e", ""]
+
+
+@pytest.mark.parametrize(
+    "text, groups",
+    [
+        ("a\nb\n\nc\n", [["a", "b"], ["c"]]),
+        ("a\nb\n\nc\n\n", [["a", "b"], ["c"]]),
+        ("a\nb\n", [["a"], ["b"]]),  # one group: single references
+        ("a\nb\n\n", [["a"], ["b"]]),
+        ("a\n \t\nb", [["a"], ["b"]]),
+    ],
+)
+def test_plain_references_are_groups_between_blank_lines(tmp_path, text, groups):
+    assert metrics.read_references(write(tmp_path / "ref.txt", text)) == groups
+
+
+def test_tables_are_repaired_and_quoted_cells_span_lines(tmp_path):
+    text = '\ufeffID,MR,Output text\n\n1,x,"Ł5, Â£6 CafÃ© ""y"""\n2,y,"one\n\ntwo"\n'
+    assert metrics.read_outputs(write(tmp_path / "out.CSV", text)) == ['£5, £6 Café "y"', "onetwo"]
+
+
+@pytest.mark.parametrize("source", ["mr", "SRC", "Source text", "meaning", "da", "dial act", "Dialogue.Act", "date"])
+def test_the_source_column_is_known_by_how_its_header_begins(tmp_path, source):
+    assert metrics.read_outputs(write(tmp_path / "out.tsv", f"sys1\t{source}\nb\tx")) == ["b"]
+
+
+REFERENCE_TABLE = "mr,ref\nx,a\nx,b\ny,c\nx,d\n"
+
+
+def test_tables_are_paired_by_source(tmp_path):
+    references = write(tmp_path / "ref.csv", REFERENCE_TABLE)
+    outputs = write(tmp_path / "out.tsv", "mr\toutput\ny\tY\nx\tX\ny\tY")
+    assert metrics.read_references(references, outputs) == [["c"], ["a", "b", "d"], ["c"]]
+
+
+@pytest.mark.parametrize("name, text", [("out.txt", "1\n2\n3\n"), ("out.csv", "mr,out\n,1\n,2\n,3\n")])
+def test_outputs_without_sources_are_paired_by_the_order_of_a_table(tmp_path, name, text):
+    references = write(tmp_path / "ref.csv", REFERENCE_TABLE)
+    outputs = write(tmp_path / name, text)
+    assert metrics.read_references(references, outputs) == [["a", "b"], ["c"], ["d"]]
+
+
+# --- The command line
+
+
+def run(*arguments, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "metrics", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8")
+
+
+@pytest.fixture
+def small(tmp_path):
+    write(tmp_path / "ref.txt", "a cheap pub .\n\nthe food is good .\n")
+    write(tmp_path / "good.txt", "a cheap pub .\nthe food is good .\n")
+    write(tmp_path / "bad.txt", "a pub\n\n")
+    return tmp_path
+
+
+def test_json_of_one_file_is_an_object_and_nothing_else(small):
+    result = run("ref.txt", "good.txt", "--json", cwd=small)
+    scores = json.loads(result.stdout)
+    sentences = metrics.read_outputs(small / "good.txt")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert scores == metrics.evaluate([[sentence] for sentence in sentences], sentences)
+    assert scores["BLEU"] == 1.0 and scores["METEOR"] is None
+
+
+def test_json_of_several_files_is_a_list(small):
+    result = run("--json", "ref.txt", "bad.txt", "good.txt", "bad.txt", cwd=small)
+    scores = json.loads(result.stdout)
+    assert len(scores) == 3 and scores[0] == scores[2] and scores[0]["BLEU"] < scores[1]["BLEU"] == 1.0
+
+
+def test_table_has_a_row_for_each_file_and_says_what_is_missing(small):
+    lines = run("ref.txt", "good.txt", "bad.txt", cwd=small).stdout.splitlines()
+    assert lines[0].split() == ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
+    assert lines[1].split()[:2] == ["good.txt", "100.00"] and lines[1].split()[3:] == ["-", "-", "-"]
+    assert lines[2].split()[0] == "bad.txt"
+    assert lines[3:] == ["Not implemented yet: METEOR, ROUGE-L, CIDEr."]
+
+
+def test_help_shows_an_example(small):
+    assert "Example:\n  python -m metrics" in run("--help", cwd=small).stdout
+
+
+TABLE = "mr\toutput\nx\ta\n"
+
+
+@pytest.mark.parametrize(
+    "references, outputs, where, what",
+    [
+        (("r.txt", "a\n"), ("o.txt", None), "o.txt: ", "No such file"),
+        (("r.txt", ""), ("o.txt", "a\n"), "r.txt: ", "empty"),
+        (("r.txt", "a\n"), ("o.txt", ""), "o.txt: ", "empty"),
+        (("r.txt", "a\n"), ("o.txt", b"a\nb\n\x85\xff"), "o.txt, line 3: ", "UTF-8"),
+        (("r.txt", "a\n\nb\n"), ("o.txt", "a\nb\nc\n"), "o.txt: ", "3 outputs for the 2 groups of references in r.txt"),
+        (("r.txt", "a\nb\n\n\nc\n"), ("o.txt", "a\nb\n"), "r.txt, line 4: ", "group without references"),
+        (("r.txt", "\na\n\nb\n"), ("o.txt", "a\nb\n"), "r.txt, line 1: ", "group without references"),
+        (("r.txt", "a\n\nb\n\n\n"), ("o.txt", "a\nb\n"), "r.txt, line 5: ", "group without references"),
+        (("r.txt", "a\n"), ("o.tsv", "mr\toutput\n\nx\ta\ny\t\n"), "o.tsv, line 4: ", "1 cells below a header of 2"),
+        (("r.txt", "a\n"), ("o.tsv", "mr\toutput\nx\ta\tb\n"), "o.tsv, line 2: ", "3 cells below a header of 2"),
+        (("r.txt", "a\n"), ("o.tsv", 'mr\toutput\nx\t"a\nb"\n\ny\n'), "o.tsv, line 5: ", "1 cells below a header of 2"),
+        (("r.csv", "mr,ref\nz,a\n"), ("o.tsv", TABLE), "o.tsv, line 2: ", "no reference in r.csv has the source 'x'"),
+        (("r.txt", "a\n"), ("o.tsv", "x\ta\ny\tb\n"), "o.tsv, line 1: ", "0 columns of sources and 0 of texts"),
+        (("r.csv", "mr,ref,target\nx,a,b\n"), ("o.tsv", TABLE), "r.csv, line 1: ", "1 columns of sources and 2"),
+        (("r.txt", "a\n"), ("o.tsv", "mr\toutput\n"), "o.tsv: ", "no rows"),
+        (("r.txt", "a\n"), ("o.tsv", "\n\n"), "o.tsv: ", "no rows"),
+        (("r.txt", "a\n"), ("o.tsv", 'mr\toutput\nx\ta\ny\t"b\nz\tc\n'), "o.tsv, line 3: ", "quote"),
+        (("r.txt", "a\n"), ("o.tsv", f'mr\toutput\nx\t"{"a" * 200_000}"\n'), "o.tsv, line 2: ", "quote"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_says_where(tmp_path, references, outputs, where, what):
+    for name, content in (references, outputs):
+        if content is not None:
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    result = run(references[0], outputs[0], "--json", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {where}") and what in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_mistake_in_the_last_file_shows_before_any_score(small):
+    result = run("ref.txt", "good.txt", "missing.txt", cwd=small)
+    assert (result.returncode, result.stdout) == (1, "")
+
+
+# --- Documentation
+
+
+@pytest.mark.parametrize("module", [metrics, mteval])
+def test_worked_examples_hold(module):
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted > 0
