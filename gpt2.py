@@ -3,13 +3,13 @@
 `GPT2.forward` takes, besides the tokens, a *past*: for every layer the keys and values of tokens that came before.
 A prefix that was learnt, a prompt that was read and a beam that goes on are all such pasts, and there is no other path.
 
-    python gpt2.py --model models/tiny " name : Blue Spice | Type : pub"
+    python gpt2.py --model tiny " name : Blue Spice | type : restaurant | area : north<|endoftext|>"
 """
 
 import argparse
+import codecs
 import json
 import math
-import pickle
 import re
 import shutil
 import zipfile
@@ -155,7 +155,7 @@ class GPT2(nn.Module):
         mask       bool [B, P + T], False where a past or present token is padding that no token may look at.
                    Rows padded on the right need none: padding there comes after all that matters.
         returns    logits [B, T, n_vocab]; with return_past also the past that the next tokens need, of length P + T
-        Raises InputError where P + T is more than n_ctx.
+        Raises InputError where P + T is more than n_ctx, or not what the mask covers.
         """
         x, past = self.features(tokens, past, positions, mask)
         logits = self.logits(x)
@@ -172,6 +172,8 @@ class GPT2(nn.Module):
         # Token t sees the whole past, the tokens before it and itself.
         visible = torch.ones(T, P + T, dtype=torch.bool, device=tokens.device).tril(P)  # [T, P + T]
         if mask is not None:
+            if mask.shape[1] != P + T:
+                raise InputError(f"the mask covers {mask.shape[1]} tokens, but {P} past and {T} new ones make {P + T}")
             visible = visible & mask[:, None, None, :]  # [B, 1, T, P + T]
         x = self.wte(tokens) + self.wpe(positions)  # [B, T] -> [B, T, n_embd]
         presents = []
@@ -270,20 +272,21 @@ def load_model(source, device="cpu", dtype=torch.float32):
 def read_json(path):
     """The object that a JSON file holds; raises InputError naming file and line."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a JSON object was expected, but it is a {type(values).__name__}")
+    return values
 
 
 def read_config(path, names):
     """A GPT2Config from the values that stand in a JSON file under `names`."""
     values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: an object with {', '.join(names)} was expected")
     if missing := [name for name in names if name not in values]:
         raise InputError(f"{path}: {', '.join(missing)} is missing")
     try:
@@ -320,8 +323,10 @@ def read_hugging_face_tensors(folder):
         try:
             # weights_only: tensors are read, no pickled code is run; files from before PyTorch 1.6 are not zip archives
             tensors = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            reason = str(error).splitlines()[0]
+            if not all(isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in tensors.items()):
+                raise TypeError("not a dictionary of tensors")
+        except Exception as error:  # a damaged file ends torch.load in nearly any exception
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{path} is damaged, or holds more than tensors ({reason}); fetch it again") from None
     else:
         raise InputError(f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin")
@@ -393,15 +398,17 @@ def load_tokenizer(source):
     special = {text: ids[text] for text in ("<|endoftext|>",) if text in ids}
     if not special:
         raise InputError(f"{ids_path}: <|endoftext|> is missing")
+    if not all(type(i) is int and i >= 0 for i in ids.values()) or len(set(ids.values())) < len(ids):
+        raise InputError(f"{ids_path}: the ids must be whole numbers, each another one")
     byte_of = bytes_of_characters()
     try:
         ranks = {bytes(byte_of[c] for c in text): i for text, i in ids.items() if text not in special}
     except KeyError as error:
         raise InputError(f"{ids_path}: {error} is not one of the 256 characters that stand for bytes") from None
-    if len({byte for byte in range(256) if bytes([byte]) in ranks}) != 256:
+    if not all(bytes([byte]) in ranks for byte in range(256)):
         raise InputError(f"{ids_path}: some of the 256 bytes have no token")
     last = -1
-    for number, line in enumerate(merges_path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(merges_path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if number == 1 and line.startswith("#version") or not line:
             continue
         merged = ids.get(line.replace(" ", "", 1), -1)
@@ -435,7 +442,7 @@ def pick_device(name):
 def main():
     parser = argparse.ArgumentParser(description="A GPT-2 goes on writing.",
                                      epilog='example: python gpt2.py --model gpt2 "Once upon a time"')
-    parser.add_argument("prompt", help="the beginning of the text")
+    parser.add_argument("prompt", help="the beginning of the text; <|endoftext|> in it is the token")
     parser.add_argument("--model", default="tiny", metavar="NAME|DIR", help="tiny (the default), gpt2, gpt2-medium, "
                         "gpt2-large, gpt2-xl (downloaded on first use), or a folder")
     parser.add_argument("--max-new-tokens", type=int, default=60, metavar="N", help="stop after so many (default: 60)")
@@ -448,16 +455,16 @@ def main():
         raise InputError(f"--temperature must not be below 0, but is {args.temperature}")
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, pick_device(args.device))
-    tokens = tokenizer.encode_ordinary(args.prompt) or [model.config.eos_token]
+    tokens = tokenizer.encode(args.prompt, allowed_special="all") or [model.config.eos_token]
     room = model.config.n_ctx - len(tokens)
-    written = []
+    if room < 1 or args.max_new_tokens < 1:
+        raise InputError(f"after {len(tokens)} tokens there is room for {room}; --max-new-tokens must be at least 1")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
     print(args.prompt, end="", flush=True)
     generator = torch.Generator().manual_seed(args.seed)
     for token in generate(model, tokens, min(args.max_new_tokens, room), args.temperature, generator):
-        before = tokenizer.decode(written)
-        written.append(token)
-        print(tokenizer.decode(written)[len(before) :], end="", flush=True)
-    print()
+        print(decoder.decode(tokenizer.decode_single_token_bytes(token)), end="", flush=True)
+    print(decoder.decode(b"", final=True))
 
 
 if __name__ == "__main__":

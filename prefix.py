@@ -86,15 +86,16 @@ def load_prefix(folder):
     """The prefix of a PEFT adapter folder, as a `BarePrefix`. Raises InputError where it is none."""
     path, weights_path = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
     values = read_json(path)
-    only = {"peft_type": "PREFIX_TUNING", "prefix_projection": False}
     names = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads")
-    for name, value in only.items():
-        if values.get(name) != value:
-            raise InputError(f"{path}: {name} is {values.get(name)!r}, but only {value!r} is supported")
+    if values.get("peft_type") != "PREFIX_TUNING":
+        raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}, but only 'PREFIX_TUNING' is supported")
     if missing := [name for name in names if name not in values]:
         raise InputError(f"{path}: {', '.join(missing)} is missing")
     length, n_embd, n_layer, n_head = (values[name] for name in names)
-    config = GPT2Config(n_vocab=1, n_ctx=1, n_embd=n_embd, n_head=n_head, n_layer=n_layer)  # all that a past depends on
+    try:
+        config = GPT2Config(n_vocab=1, n_ctx=1, n_embd=n_embd, n_head=n_head, n_layer=n_layer)  # what a past depends on
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     try:
         numbers = safetensors.torch.load_file(weights_path)["prompt_embeddings"]
     except FileNotFoundError:

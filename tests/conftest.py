@@ -1,4 +1,4 @@
-"""What the tests share: where the shared data lie, small random models, and the same models as Hugging Face builds them."""
+"""What the tests share: where the shared data lie, small random models, and the same as Hugging Face builds them."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def small_vocabulary(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("vocabulary")
     tokenizer = ByteLevelBPETokenizer()
-    sentences = ["The Vaults is a family friendly pub.", "There is a café near the Rice Boat, a restaurant for £20-25."]
+    sentences = ["The Vaults is a family friendly pub.", "A café near the Rice Boat, a restaurant for £20-25."]
     tokenizer.train_from_iterator(sentences * 9, vocab_size=300, show_progress=False, special_tokens=["<|endoftext|>"])
     tokenizer.save_model(str(folder))
     return folder

@@ -115,7 +115,7 @@ def test_one_beam_is_hugging_faces_greedy_search(with_prefix):
                                 bad_words_ids=[[token] for token in BANNED])
     assert 1 / 3 < ended_share(truth) < 2 / 3
     ours = beam_search(model, prompts, **options)
-    assert [[hypothesis.tokens for hypothesis in row] for row in ours] == [[tokens for tokens, _ in row] for row in truth]
+    assert [row[0].tokens for row in ours] == [row[0][0] for row in truth]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

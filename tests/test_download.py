@@ -1,4 +1,4 @@
-"""Downloads from a server of our own: whole, cut, resumed, refused; and the models and data that are fetched on first use."""
+"""Downloads from a server of our own: whole, cut, resumed, refused; and what is fetched on first use."""
 
 import hashlib
 import random
@@ -138,7 +138,7 @@ def test_another_file_than_the_known_one_is_refused_and_removed(server, path):
 
 
 def test_a_file_that_the_server_does_not_have_is_one_error(server, path):
-    with pytest.raises(InputError, match=f"{server.url}/other could not be downloaded .*404.* by hand into {path.parent}"):
+    with pytest.raises(InputError, match=f"{server.url}/other could not be .*404.* by hand into {path.parent}"):
         download(f"{server.url}/other", path)
     assert names(path.parent) == []
 
@@ -181,7 +181,7 @@ def test_a_model_is_downloaded_on_first_use_and_never_again(openai, shared, tmp_
     truth = gpt2.load_model(shared / "tf-checkpoint").state_dict()
     for loaded in (model, again):
         assert all(torch.equal(tensor, truth[name]) for name, tensor in loaded.state_dict().items())
-    assert tokenizer.encode_ordinary(" The Vaults") == gpt2.load_tokenizer(shared / "gpt2-bpe").encode_ordinary(" The Vaults")
+    assert tokenizer.encode_ordinary(" The Vaults pub") == [383, 21314, 2240]
     assert gpt2.model_folder("gpt2-medium") == folder and openai.requests == []
 
 

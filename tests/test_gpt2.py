@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_close, hugging_face_twin, pad_right, random_config, random_model, random_past, random_prompts
+from conftest import (assert_close, hugging_face_twin, pad_right, random_config, random_model, random_past,
+                      random_prompts)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
@@ -257,8 +258,8 @@ def test_drawn_writing_repeats_with_its_generator_and_differs_with_another():
     model, _, _ = model_and_twin(5)
     drawn = [list(generate(model, [1, 2], 25, 1.0, torch.Generator().manual_seed(seed))) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    # A temperature near 0 leaves only the likeliest token.
-    assert list(generate(model, [1, 2], 25, 1e-6, torch.Generator().manual_seed(1))) == list(generate(model, [1, 2], 25))
+    greedy = list(generate(model, [1, 2], 25))  # a temperature near 0 leaves only the likeliest token
+    assert list(generate(model, [1, 2], 25, 1e-6, torch.Generator().manual_seed(1))) == greedy
 
 
 @torch.no_grad()

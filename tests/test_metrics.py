@@ -205,7 +205,9 @@ def test_any_text_has_scores(corpus):
     assert 0 <= scores["BLEU"] <= 1 and 0 <= scores["NIST"] < math.inf
 
 
-@pytest.mark.parametrize("output", ["", "one", "word " * 10_000, "🍕👍🏽 \u200d", "\x00\x01\x1b[31m\x7f\r\n", "0", "."])
+@pytest.mark.parametrize(
+    "output", ["", "one", "word " * 10_000, "🍕👍🏽 \u200d", "\x00\x01\x1b[31m\x7f\r\n", "0", "."]
+)
 def test_odd_outputs_have_scores(output):
     for references in ([["a cheap pub ."]], [[""]], [[output, ""]]):
         scores = metrics.evaluate(references, [output])

@@ -1,4 +1,4 @@
-"""The tokenizer against Hugging Face's, for GPT-2's vocabulary and for retrained ones; and the vocabularies it refuses."""
+"""The tokenizer against Hugging Face's, for GPT-2's vocabulary and retrained ones; and the vocabularies it refuses."""
 
 import json
 import re
@@ -45,7 +45,8 @@ def test_all_of_e2e_has_hugging_faces_tokens(tokenizers, shared):
 
 
 def test_the_sample_has_hugging_faces_tokens(tokenizers):
-    examples = [example for split in ("train", "valid", "test") for example in read_split(ROOT / "data" / "sample", split)]
+    sample = ROOT / "data" / "sample"
+    examples = [example for split in ("train", "valid", "test") for example in read_split(sample, split)]
     assert_same_tokens(tokenizers, sorted({" " + text for example in examples for text in example}))
 
 
@@ -119,24 +120,19 @@ def test_a_missing_file_is_named(folder, name):
         load_tokenizer(folder)
 
 
-def swap(ids, a, b):
-    """The same vocabulary with the ids of two tokens exchanged."""
-    return ids | {a: ids[b], b: ids[a]}
-
-
 @pytest.mark.parametrize("change, message", [
     (lambda ids: {text: i for text, i in ids.items() if text != "<|endoftext|>"}, r"<\|endoftext\|> is missing"),
     (lambda ids: {text: i for text, i in ids.items() if text != "Ġ"}, "some of the 256 bytes have no token"),
     (lambda ids: ids | {"日本": 999}, "'日' is not one of the 256 characters"),
-    (lambda ids: [1, 2], "vocab.json"),
-    (lambda ids: ids | {"a": "x"}, "vocab.json"),
-    (lambda ids: ids | {"a": ids["b"]}, "vocab.json"),
-    (lambda ids: ids | {"a": -1}, "vocab.json"),
+    (lambda ids: [1, 2], ""),
+    (lambda ids: ids | {"a": "x"}, ""),
+    (lambda ids: ids | {"a": ids["b"]}, ""),  # two tokens with one id
+    (lambda ids: ids | {"a": -1}, ""),
 ])
 def test_a_vocabulary_that_is_not_one_is_named(folder, change, message):
     path = folder / "vocab.json"
     path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
-    with pytest.raises(InputError, match=rf"vocab\.json.*{message}" if "vocab" not in message else message):
+    with pytest.raises(InputError, match=rf"vocab\.json.*{message}"):
         load_tokenizer(folder)
 
 
@@ -151,7 +147,8 @@ def test_ids_that_do_not_follow_the_merges_are_named(folder):
     merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     first, second = (merge.replace(" ", "") for merge in merges[3:5])
     path = folder / "vocab.json"
-    path.write_text(json.dumps(swap(json.loads(path.read_text(encoding="utf-8")), first, second)), encoding="utf-8")
+    ids = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(ids | {first: ids[second], second: ids[first]}), encoding="utf-8")
     with pytest.raises(InputError, match=r"merges\.txt, line 6: the ids in vocab.json do not follow the merges"):
         load_tokenizer(folder)
 

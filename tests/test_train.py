@@ -1,4 +1,4 @@
-"""The whole road: training does what it says, a run writes what it should, and what is written gives the same sentences."""
+"""The whole road: training does what it says, and what a run writes gives the same sentences again."""
 
 import hashlib
 import json
@@ -25,7 +25,8 @@ def small_run():
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(config.n_vocab, (n,), generator=generator).tolist()
     encoded = [(draw(4 + i % 3), draw(3 + i % 4)) for i in range(7)]
-    return dict(SETTINGS), random_model(config, 3, torch.float32), random_prefix(config, 3, dtype=torch.float32), encoded
+    model = random_model(config, 3, torch.float32)
+    return dict(SETTINGS), model, random_prefix(config, 3, dtype=torch.float32), encoded
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,8 @@ def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(small_
     model, prefix = model.double(), prefix.double()
     many = encoded * 11  # more than one batch
     total = sum(example_loss(model, prefix(), *make_batch([example])).item() * len(example[1]) for example in many)
-    assert validation_loss(settings, model, prefix, many) == pytest.approx(total / sum(len(a) for _, a in many), rel=1e-9)
+    mean = total / sum(len(sentence) for _, sentence in many)
+    assert validation_loss(settings, model, prefix, many) == pytest.approx(mean, rel=1e-9)
 
 
 def test_a_run_writes_everything_that_the_readme_promises(prefix_run):

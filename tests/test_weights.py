@@ -1,4 +1,4 @@
-"""Reading and writing weights: TensorFlow's own files, Hugging Face's folders, damaged ones, and the memory it takes."""
+"""Weights in files: TensorFlow's own files, Hugging Face's folders, damaged ones; and the memory it takes."""
 
 import json
 import pickle
@@ -75,7 +75,7 @@ def write_tf_checkpoint(folder, tensors, pairs_per_block=10**9):
     index, handles = b"", []
     for at in range(0, len(pairs), pairs_per_block):
         part = pairs[at : at + pairs_per_block]
-        # Any key that is not below the block's last and below the next one's first will do; TensorFlow's is the shortest.
+        # Any key from the block's last to below the next one's first will do; TensorFlow's is the shortest.
         last_key = part[-1][0] if at + pairs_per_block < len(pairs) else bytes([part[-1][0][0] + 1])
         content, stored = block(part, 16)
         handles.append((last_key, varint(len(index)) + varint(len(content))))
@@ -205,7 +205,7 @@ HPARAMS = {"n_vocab": 301, "n_ctx": 32, "n_embd": 48, "n_head": 4, "n_layer": 3}
     (b'{"n_vocab": 301,\n', "line 2: not JSON"),
     (b"", "not JSON"),
     (b"\xff{}", "not UTF-8 at byte 0"),
-    (b"[301, 32, 48, 4, 3]", "an object with n_vocab"),
+    (b"[301, 32, 48, 4, 3]", "a JSON object was expected"),
     ({"n_head": None}, "n_head .* None"),
     ({"n_embd": "48"}, "n_embd .* '48'"),
     ({"n_embd": 47}, r"n_embd \(47\) must be a multiple of n_head \(4\)"),
@@ -480,8 +480,8 @@ def test_the_command_lists_a_checkpoint(shared):
     assert lines[-1].split() == ["all", "checksums", "are", "right", f"{total:,}"]
 
 
-@pytest.mark.parametrize("arguments", [("gpt2.py", "--model", "gpt3", "Once"), ("tf_checkpoint.py", "nowhere/model.ckpt"),
-                                       ("prefix.py", "--length", "0")])
+@pytest.mark.parametrize("arguments", [("gpt2.py", "--model", "gpt3", "Once"), ("prefix.py", "--length", "0"),
+                                       ("tf_checkpoint.py", "nowhere/model.ckpt")])
 def test_a_users_mistake_is_one_line_on_stderr(arguments):
     result = run_python(*arguments)
     assert result.returncode == 1 and result.stdout == ""
