@@ -35,8 +35,8 @@ PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re
     "re-implementation, fine-tuning": "68.8 8.68 45.8 71.2 2.45",
 }
 LEARNING_RATE = {"prefix": 8e-5, "finetune": 5e-5}  # the paper's
-TINY_LEARNING_RATE = {"prefix": 1e-3, "finetune": 1e-3}  # a small base wants more
-DEMO = {"model": "tiny", "data": "sample", "epochs": 5, "prefix_length": 20, "out": "runs/demo"}
+TINY_LEARNING_RATE = {"prefix": 3e-3, "finetune": 1e-3}  # a small base wants more
+DEMO = {"model": "tiny", "data": "sample", "epochs": 5, "prefix_length": 50, "out": "runs/demo"}
 LOG_EVERY = 10  # steps
 
 

@@ -128,7 +128,7 @@ def test_a_run_writes_everything_that_the_readme_promises(prefix_run):
     assert names == {"run.json", "log.jsonl", "training.pt", "adapter_config.json", "adapter_model.safetensors",
                      "outputs.txt", "references.txt", "scores.json", "loss.png"}
     settings, scores = (json.loads((folder / name).read_text()) for name in ("run.json", "scores.json"))
-    assert settings["max_steps"] == 12 and settings["lr"] == 1e-3 and settings["mode"] == "prefix"
+    assert settings["max_steps"] == 12 and settings["lr"] == 3e-3 and settings["mode"] == "prefix"
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [10, 12, 12] and "validation_loss" in log[-1]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -198,7 +198,7 @@ def test_resume_goes_on_and_refuses_other_settings(prefix_run, tmp_path):
     again = run_python(*command)
     assert again.returncode == 1 and again.stderr.startswith("error: ") and "already holds a run" in again.stderr
     other = run_python(*command, "--resume", "--lr", 0.5)
-    assert other.returncode == 1 and "started with lr 0.001, not 0.5" in other.stderr
+    assert other.returncode == 1 and "started with lr 0.003, not 0.5" in other.stderr
     done = run_python(*command, "--resume")
     assert done.returncode == 0 and "Going on from step 12 of 12" in done.stdout
     assert (folder / "outputs.txt").read_bytes() == (prefix_run[0] / "outputs.txt").read_bytes()
