@@ -7,7 +7,7 @@
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
@@ -28,11 +28,35 @@ class Hypothesis:
 
 @dataclass
 class Search:
-    """The state of one prompt's search."""
+    """The state of one prompt's search; it begins with one empty beam."""
 
     number: int  # which prompt it is
-    beams: list  # the tokens of each hypothesis that still goes on, best first
-    finished: list  # the num_beams best hypotheses that have ended
+    beams: list = field(default_factory=lambda: [[]])  # tokens of the hypotheses that still go on, best first
+    scores: list = field(default_factory=lambda: [0.0])  # their sums of log-probabilities
+    finished: list = field(default_factory=list)  # the num_beams best hypotheses that have ended
+
+    def grow(self, candidates, length, is_last, eos_token, num_beams, length_penalty):
+        """Makes the next beams, of `length` tokens, from 2 * num_beams candidates (score, beam, token), best first.
+
+        Only the num_beams best candidates may end; the others are there so that num_beams can go on even if all of
+        those end. Returns out of which old beam each new one grew, and nothing at all where the search is over.
+        """
+        beams, scores, grown_from = [], [], []
+        for rank, (score, beam, token) in enumerate(candidates):
+            ends = token == eos_token
+            if (ends or is_last) and rank < num_beams:
+                written = self.beams[beam] + [token] * (not ends)
+                self.finished.append(Hypothesis(written, score / length**length_penalty))
+            if not ends and len(beams) < num_beams:
+                beams.append(self.beams[beam] + [token])
+                scores.append(score)
+                grown_from.append(beam)
+        self.beams, self.scores = beams, scores
+        self.finished = sorted(self.finished, key=lambda hypothesis: -hypothesis.score)[:num_beams]
+        # What goes on is given up once its best could not enter the num_beams finished ones if it ended now.
+        best_possible = scores[0] / length**length_penalty
+        is_over = len(self.finished) == num_beams and best_possible <= self.finished[-1].score
+        return [] if is_over or is_last else grown_from
 
 
 @torch.no_grad()
@@ -63,7 +87,7 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     with tqdm(total=len(prompts), desc="decoding", unit=" tables", disable=not progress) as bar:
         for at in range(0, len(prompts), batch_size):
             batch = by_length[at : at + batch_size]
-            searches = [Search(number, [[]], []) for number in batch]
+            searches = [Search(number) for number in batch]
             search_batch(model, [prompts[i] for i in batch], past, searches, num_beams, max_new_tokens,
                          length_penalty, list(banned), bar)
             for search in searches:
@@ -82,56 +106,37 @@ def search_batch(model, prompts, past, searches, num_beams, max_new_tokens, leng
     features, past = model.features(tokens.to(device), past)
     logits = model.logits(features[torch.arange(len(prompts)), lengths - 1])  # [B, n_vocab], after each last token
     mask = torch.arange(P + tokens.shape[1], device=device) < P + lengths[:, None]  # [B, P + T]: what is no padding
-    scores = torch.zeros(len(prompts), 1, device=device)  # [searches, beams]; every search begins with one empty beam
 
     for length in range(1, max_new_tokens + 1):
-        # Each beam with each token behind it; 2 * num_beams candidates, as num_beams of them may end here.
         log_probs = torch.log_softmax(logits.float(), -1)  # [searches * beams, n_vocab]
         log_probs[:, banned] = -torch.inf
         n_vocab = log_probs.shape[1]
-        candidates = (scores.view(-1, 1) + log_probs).view(len(searches), -1)  # [searches, beams * n_vocab]
+        scores = torch.tensor([search.scores for search in searches], device=device)  # [searches, beams]
+        candidates = (scores.view(-1, 1) + log_probs).view(len(searches), -1)  # each beam with each token behind it
         top_scores, top = candidates.topk(2 * num_beams)  # each [searches, 2 * num_beams], best first
-        top_scores, top = top_scores.tolist(), top.tolist()
+        beams, chosen = top // n_vocab, top % n_vocab
 
-        going_on, rows, newest, scores = [], [], [], []  # rows: which row of the cache a new beam grows out of
-        first_row = 0
-        for search, search_scores, search_top in zip(searches, top_scores, top):
-            beams, beam_rows, beam_scores = [], [], []
-            for rank, (score, index) in enumerate(zip(search_scores, search_top)):
-                beam, token = divmod(index, n_vocab)
-                ends = token == model.config.eos_token
-                if (ends or length == max_new_tokens) and rank < num_beams:
-                    written = search.beams[beam] + [token] * (not ends)
-                    search.finished.append(Hypothesis(written, score / length**length_penalty))
-                if not ends and len(beams) < num_beams:
-                    beams.append(search.beams[beam] + [token])
-                    beam_rows.append(first_row + beam)
-                    beam_scores.append(score)
-            first_row += len(search.beams)
-            search.beams = beams
-            search.finished = sorted(search.finished, key=lambda hypothesis: -hypothesis.score)[:num_beams]
-            # What goes on is given up once its best could not enter the num_beams finished ones if it ended now.
-            best_possible = beam_scores[0] / length**length_penalty
-            if len(search.finished) == num_beams and best_possible <= search.finished[-1].score:
-                bar.update()
-            else:
+        going_on, rows = [], []  # rows: which row of the cache each new beam goes on from
+        top_scores, beams, chosen = top_scores.tolist(), beams.tolist(), chosen.tolist()
+        for i, search in enumerate(searches):
+            grown_from = search.grow(zip(top_scores[i], beams[i], chosen[i]), length, length == max_new_tokens,
+                                     model.config.eos_token, num_beams, length_penalty)
+            if grown_from:
                 going_on.append(search)
-                rows += beam_rows
-                newest += [beam[-1] for beam in beams]
-                scores.append(beam_scores)
+                rows += [i * scores.shape[1] + beam for beam in grown_from]
+            else:
+                bar.update()
         searches = going_on
-        if not searches or length == max_new_tokens:
+        if not searches:
             break
 
         rows = torch.tensor(rows, device=device)
         past = [(key[rows], value[rows]) for key, value in past]
         lengths = lengths[rows]
         mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], dim=1)
-        scores = torch.tensor(scores, device=device)
-        logits, past = model(torch.tensor(newest, device=device)[:, None], past, return_past=True, mask=mask,
-                             positions=P + lengths[:, None] + length - 1)
+        newest = torch.tensor([[beam[-1]] for search in searches for beam in search.beams], device=device)
+        logits, past = model(newest, past, positions=P + lengths[:, None] + length - 1, mask=mask, return_past=True)
         logits = logits[:, -1]  # [searches * num_beams, 1, n_vocab] -> [searches * num_beams, n_vocab]
-    bar.update(len(searches))
 
 
 def banned_tokens(tokenizer):
