@@ -55,7 +55,8 @@ def measure(args):
     started = time.perf_counter()
     with torch.no_grad():
         past = prefix and prefix()
-    beam_search(model, [prompt for prompt, _ in batches[0]], past, DECODER["num_beams"], max_new_tokens=30)
+    beam_search(model, [prompt for prompt, _ in batches[0]], past, DECODER["num_beams"], max_new_tokens=30,
+                banned=[model.config.eos_token])  # so that both modes write all 30
     wait(device)
     print(json.dumps({
         "numbers trained": count(trained), "numbers kept": prefix.numbers().numel() if prefix else count(model),
