@@ -208,7 +208,7 @@ def score_test_set(run, data, decoder, batch_size, out, costs=None):
         rows += [(name, dict(zip(metrics.METRICS, row.split()))) for name, row in PUBLISHED.items()]
     print("\n" + metrics.format_table(rows))
     if not is_known(test_file):
-        print(f"Published scores are those of src1_test.txt; scores on {test_file} cannot be compared with them.")
+        print(f"Published scores are those of src1_test.txt; scores on {data} cannot be compared with them.")
 
 
 def load_run(folder, device="auto"):

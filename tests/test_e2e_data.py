@@ -1,4 +1,4 @@
-"""The E2E data: read right, linearised as Li & Liang did, and made into batches with the loss where the paper has it."""
+"""The E2E data: read right, linearised as Li & Liang did, batched with the loss where the paper has it."""
 
 import doctest
 import shutil
