@@ -1,0 +1,110 @@
+"""The PTB tokenizer against the official one's tokens, on examples of each rule, and on odd input."""
+
+import doctest
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metrics import ptb
+
+# On a busy machine a slow example is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def lexed(text):
+    return " ".join(token for piece in ptb.PIECE.findall(text) for token in ptb.lex(piece))
+
+
+@pytest.mark.parametrize("kind, count", [("ref", 8933), ("adv", 429)])
+def test_tokens_equal_the_official_ones(kind, count, shared):
+    """Those of all references, and of strings made to find mistakes; each string was lexed alone."""
+    with open(shared / "metrics" / "ptb_tokens.tsv", encoding="utf-8", newline="\n") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file]
+    rows = [(json.loads(raw), lower, kept) for set_name, raw, lower, kept in rows if set_name == kind]
+    assert len(rows) == count
+    wrong = [raw for raw, lower, kept in rows if (lexed(raw), ptb.tokenize([raw])) != (lower, [kept])]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("", ""),
+        (" \t\xa0\u2003\u200b\ufeff\x00\x1f\x7f 😀 ", ""),
+        ("C++ and F# cannot, I'm gonna; 'Tis lemme", "c++ and f# can not , i 'm gon na ; 't is lem me"),
+        ("It isn't his; they'll can't DON'T I've I've", "it is n't his ; they 'll ca n't do n't i 've i ` ve"),
+        ("O'Brien's rock 'n' roll c'mon y'all o'clock", "o'brien 's rock 'n' roll c'mon y' all o'clock"),
+        ("<a href='x y'>It</a> x<y <br/>", "<a\xa0href='x\xa0y'> it </a> x < y <br/>"),
+        ("AT&amp;T &lt;x&gt; a &nbsp; b &amp; caf&eacute; &HT;", "at&t < x > a b & caf&eacute; &ht;"),
+        ("a – b — c -- d --- e ----- f", "a -- b -- c -- d -- e ----- f"),
+        ("Go to https://x.org/a?b=c. www.x.co.uk, x.com", "go to https://x.org/a?b=c . www.x.co.uk , x.com"),
+        ("me@x.org @me #tag # 1", "me@x.org @me #tag # 1"),
+        ("£20-25 $5 US$5 €5 5¢ ¥5", "# 20-25 $ 5 us$ 5 $ 5 5 cents ¥ 5"),
+        ("1 1/2 ½ 3,000 12:30 .5 -5 1.2.3 24/12/2017 x²", "1\xa01/2 1/2 3,000 12:30 .5 -5 1.2.3 24/12/2017 x ²"),
+        ("(020) 7946 0958 0207.946.0958", "-lrb-020-rrb-\xa07946\xa00958 0207.946.0958"),
+        ("I. The U.S. The U.S. is, e.g. so", "i . the u.s. . the u.s. is , e.g. so"),
+        ("No. 5 no. Mr. X etc. Then etc. and etc.", "no. 5 no . mr. x etc. . then etc. and etc. ."),
+        ("Del. del. del", "del. del . del"),
+        ("low., low.", "low. , low ."),
+        ("food.It 2.pdf and/or family-friendly 5of5", "food.it 2.pdf and/or family-friendly 5of5"),
+        ("\"A\" “b” 'c' ‘x’ ``e''", "`` a '' `` b '' ` c ' ` x ' `` e ''"),
+        (":-) (^_^) ;D", ":--rrb- -lrb-^_^-rrb- ; d"),
+        ("[a] {b} (c)", "-lsb- a -rsb- -lcb- b -rcb- -lrb- c -rrb-"),
+        ("so... so.. so. . . so… s.", "so ... so . . so ... so ... s."),
+        ("what?! no!!", "what ?! no !!"),
+        ("B&B R&B-x S&P-500", "b&b r&b - x s&p-500"),
+        ("so\xadft \xad", "soft -"),
+        ("Café ÉTÉ £٣ naïve 東京", "café été # ٣ naïve 東京"),
+    ],
+)
+def test_rules(text, tokens):
+    assert lexed(text) == tokens
+
+
+def test_punctuation_is_dropped_but_not_brackets_nor_what_is_not_on_the_list():
+    assert ptb.tokenize(["A (b) – 'c', \"d\" . . . e!? f! [#]"]) == ["a -lrb- b -rrb- c d e !? f -lsb- # -rsb-"]
+
+
+def test_a_caption_is_read_together_with_the_beginning_of_the_next():
+    assert ptb.tokenize(["size L.", "The pub"]) == ["size l", "the pub"]
+    assert ptb.tokenize(["size L.", "A pub.", "the pub"]) == ["size l", "a pub", "the pub"]
+    assert ptb.tokenize(["size L.", "Pubs"]) == ["size l.", "pubs"]
+
+
+def test_a_line_end_within_a_caption_does_not_count():
+    assert ptb.tokenize(["a\nb", "\n", "c\r\u2028"]) == ["a b", "", "c"]
+
+
+hard = st.lists(
+    st.sampled_from(
+        ["a", "The", "can", "not", "U.S", "inc", "5", "20", "'s", "n't", ".", ",", " ", " ", "\n", "\xa0", "-", "<", ">",
+         "<a b='", "'", '"', "&amp;", "/", "(", ")", "@", "x.com", "www.", "http://", "£", "é", "\xad", "😀", "_", ":"]
+    ),
+    max_size=30,
+).map("".join)
+
+
+@patient
+@given(hard)
+def test_the_text_may_be_cut_into_pieces(text):
+    assert lexed(text) == " ".join(ptb.lex(text))
+
+
+@patient
+@given(st.lists(st.text() | hard, min_size=1, max_size=5))
+def test_any_captions_have_tokens(captions):
+    tokenized = ptb.tokenize(captions)
+    assert len(tokenized) == len(captions)
+    assert all(text == " ".join(token for token in text.split(" ") if token) for text in tokenized)
+
+
+@pytest.mark.parametrize("part", ["word ", "word", "🍕", "(", "a,", "<a b='", "\"", "1.", "a@"])
+def test_long_texts_have_tokens(part):
+    assert len(ptb.tokenize([part * 2_000, part * 2_000])) == 2
+
+
+def test_worked_examples_hold():
+    result = doctest.testmod(ptb)
+    assert result.failed == 0 and result.attempted > 0

@@ -1,0 +1,146 @@
+"""ROUGE-L and CIDEr against definitions spelt out, numbers worked out by hand, and on odd input."""
+
+import doctest
+import math
+from collections import Counter
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metrics import cider, rouge
+
+# On a busy machine a slow example is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+texts = st.lists(st.sampled_from("abcde"), max_size=9).map(" ".join)
+corpora = st.lists(st.tuples(st.lists(texts, min_size=1, max_size=4), texts), min_size=1, max_size=5)
+
+
+def cider_of(references, outputs):
+    return cider.cider(cider.References(references), outputs)
+
+
+# --- ROUGE-L
+
+
+def common_by_definition(a, b):
+    @cache
+    def longest(i, j):
+        if i == len(a) or j == len(b):
+            return 0
+        return 1 + longest(i + 1, j + 1) if a[i] == b[j] else max(longest(i + 1, j), longest(i, j + 1))
+
+    return longest(0, 0)
+
+
+@patient
+@given(texts, st.lists(texts, min_size=1, max_size=3))
+def test_the_common_subsequence_is_the_longest(output, references):
+    output, references = output.split(" "), [reference.split(" ") for reference in references]
+    expected = [common_by_definition(output, reference) for reference in references]
+    assert rouge.longest_common_subsequences(output, references) == expected
+
+
+def test_rouge_takes_precision_and_recall_of_different_references():
+    score, _ = rouge.rouge_l([["a b x y z", "a"]], ["a b"])
+    assert score == pytest.approx(1.0)  # P = 2/2 of the first, R = 1/1 of the second
+
+
+@pytest.mark.parametrize(
+    "references, output, score",
+    [
+        (["a b"], "c d", 0.0),
+        (["a b"], "", 0.0),
+        ([""], "a", 0.0),
+        ([""], "", 1.0),  # an empty text is one empty token, and two of them are equal
+        (["1\xa01/2 a"], "1 1/2", 0.0),  # a token may contain a blank that does not break
+    ],
+)
+def test_rouge_of_one_segment(references, output, score):
+    assert rouge.rouge_l([references], [output]) == (score, [score])
+
+
+@patient
+@given(corpora)
+def test_rouge_of_an_output_equal_to_a_reference_is_one(corpus):
+    references = [group for group, _ in corpus]
+    assert rouge.rouge_l(references, [group[-1] for group in references])[0] == pytest.approx(1.0)
+
+
+# --- CIDEr
+
+
+def cider_by_definition(references, outputs):
+    """The formula with every n-gram of the corpus a dimension of the vectors."""
+
+    def ngrams(text, n):
+        tokens = text.split()
+        return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+    scores = []
+    for group, output in zip(references, outputs):
+        total = 0.0
+        for reference in group:
+            for n in range(1, 5):
+                seen = [{g for text in texts for g in ngrams(text, n)} for texts in references]
+                space = sorted({*ngrams(output, n), *ngrams(reference, n)})
+                rarity = [math.log(len(seen) / max(1, sum(ngram in segment for segment in seen))) for ngram in space]
+                o = [ngrams(output, n)[ngram] * weight for ngram, weight in zip(space, rarity)]
+                r = [ngrams(reference, n)[ngram] * weight for ngram, weight in zip(space, rarity)]
+                norms = math.hypot(*o) * math.hypot(*r)
+                delta = max(0, len(output.split()) - 1) - max(0, len(reference.split()) - 1)
+                product = sum(min(a, b) * b for a, b in zip(o, r)) / norms if norms else 0.0
+                total += math.exp(-(delta**2) / 72) * product / 4
+        scores.append(10 * total / len(group))
+    return scores
+
+
+@patient
+@given(corpora)
+def test_cider_equals_its_definition(corpus):
+    references, outputs = zip(*corpus)
+    expected = cider_by_definition(references, outputs)
+    score, segments = cider_of(references, outputs)
+    assert segments == pytest.approx(expected, abs=1e-9)
+    assert score == pytest.approx(sum(expected) / len(expected), abs=1e-9)
+
+
+def test_cider_of_outputs_equal_to_their_only_references_is_ten():
+    texts = ["a b c d", "e f g h"]
+    assert cider_of([[text] for text in texts], texts)[0] == pytest.approx(10.0)
+
+
+def test_cider_clips_what_is_repeated_and_punishes_another_length():
+    _, (once, twice, _) = cider_of([["a x"], ["a x"], ["y"]], ["a", "a a", "y"])
+    # n = 1 only, as no bigram is in common: cosine 1 / sqrt(2); lengths of 0 and 1 bigrams against 1
+    assert once == pytest.approx(10 / 4 / math.sqrt(2) * math.exp(-1 / 72))
+    assert twice == pytest.approx(10 / 4 / math.sqrt(2) / 2)  # |a a| is 2 |a|, but the product stays the same
+
+
+def test_cider_of_a_single_segment_is_zero():
+    assert cider_of([["a b c d"]], ["a b c d"]) == (0.0, [0.0])
+
+
+def test_cider_cuts_at_all_white_space():
+    one, other = ["1\xa01/2 a b", "c"], ["1 1/2 a b", "c"]
+    assert cider_of([[text] for text in one], other)[0] == pytest.approx(cider_of([[text] for text in other], other)[0])
+
+
+# --- Both
+
+
+@pytest.mark.parametrize("score", [rouge.rouge_l, cider_of])
+@patient
+@given(corpora, st.randoms(use_true_random=False))
+def test_no_order_matters(score, corpus, rng):
+    value, _ = score(*zip(*corpus))
+    shuffled = [(rng.sample(group, len(group)), output) for group, output in rng.sample(corpus, len(corpus))]
+    assert score(*zip(*shuffled))[0] == pytest.approx(value, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("module", [rouge, cider])
+def test_worked_examples_hold(module):
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted > 0
