@@ -1,0 +1,546 @@
+"""METEOR against the official numbers, its search against a plain one, and its data: found, cached, broken."""
+
+import doctest
+import gc
+import gzip
+import hashlib
+import json
+import math
+import random
+import shutil
+import threading
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import run_python
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import metrics
+from common import InputError, sha256
+from metrics import download, meteor_data, porter2, ptb
+from metrics import meteor as meteor_module
+from metrics.meteor import EXACT, Meteor, Output, Pair, Reference, best_statistics, meteor, normalize, score
+from metrics.meteor_data import Lexicon, Paraphrases
+
+# On a busy machine a slow example is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data: METEOR's own, and a few lines in the same form
+# ---------------------------------------------------------------------------------------------------------------------
+
+LISTS = {
+    "function/english.words": "the\nis\na\nof\nthan\n",
+    "synonym/english.synsets": "cheap\n1 2\ninexpensive\n2\npub\n3\ntavern\n3 4\nbe\n5\n"
+                               "child\n6\nkid\n6\ndine\n7\neat\n7\n",
+    "synonym/english.exceptions": "be\nis was\nchild\nchildren\n",
+}
+ENTRIES = [
+    ("cheap", "low cost"), ("low cost", "cheap"), ("pub", "bar"), ("is a pub", "the pub is"),
+    ("the pub is", "is a pub"), ("the", "a"), ("a", "the"), ("not cheap", "more than cheap"),
+    ("kid friendly", "good for children"), ("bar", "pub"), ("low", "cheap"), ("unseen", "phrase"), ("is", "pub is a"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with small data in the form of METEOR's."""
+    folder = tmp_path_factory.mktemp("meteor")
+    (folder / "data").mkdir()
+    with zipfile.ZipFile(folder / meteor_data.JAR, "w") as jar:
+        for name, content in LISTS.items():
+            jar.writestr(name, content)
+    table = "".join(f"0.5\n{a}\n{b}\n" for a, b in ENTRIES)
+    (folder / meteor_data.TABLE).write_bytes(gzip.compress(table.encode()))
+    return folder
+
+
+@pytest.fixture
+def small(folder, tmp_path, monkeypatch):
+    """The same folder, known as METEOR's data; what is cached or downloaded goes to an empty folder."""
+    known = {name: ((folder / name).stat().st_size, sha256(folder / name)) for name in meteor_data.KNOWN}
+    monkeypatch.setattr(meteor_data, "KNOWN", known)
+    monkeypatch.setattr(meteor_data, "OWN_FOLDER", tmp_path / "own")
+    monkeypatch.setattr(meteor_data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("METEOR_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def official_data():
+    """The folder of METEOR's own data."""
+    folder = meteor_data.find()
+    if folder is None:
+        pytest.skip(meteor_module.HOW_TO_GET)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The official numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_tsv(path):
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def statistics_of(text):
+    return tuple(int(float(number)) for number in text.split())
+
+
+@pytest.fixture(scope="module")
+def corpora(shared):
+    """The corpora with official scores: {name: (score, references, outputs)}, tokenised."""
+    tokenised, corpora = {}, {}
+    for name, references, *_, official, _, _ in read_tsv(shared / "metrics" / "official.tsv")[1:]:
+        groups = metrics.read_references(shared / "metrics" / references, shared / "metrics" / name)
+        key = str(groups)
+        if key not in tokenised:
+            texts = iter(ptb.tokenize([text for group in groups for text in group]))
+            tokenised[key] = [[next(texts) for _ in group] for group in groups]
+        corpora[name] = official, tokenised[key], ptb.tokenize(metrics.read_outputs(shared / "metrics" / name))
+    return corpora
+
+
+@pytest.fixture(scope="module")
+def stress(shared):
+    """The pairs made to find mistakes: (output, reference, the 23 numbers)."""
+    rows = read_tsv(shared / "metrics" / "meteor_stress.tsv")
+    return [(json.loads(output), json.loads(reference), statistics_of(numbers)) for output, reference, numbers in rows]
+
+
+@pytest.fixture(scope="module")
+def made_ready(official_data, corpora, stress, tmp_path_factory):
+    """references -> Meteor; the table is read once for all, as more entries than needed change nothing."""
+    texts = {text for _, references, _ in corpora.values() for group in references for text in group}
+    texts |= {reference for _, reference, _ in stress}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meteor_data, "OWN_FOLDER", tmp_path_factory.mktemp("own"))
+        table = meteor_data.paraphrases(official_data, {normalize(text) for text in texts})
+
+    def make_ready(references):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(meteor_data, "paraphrases", lambda folder, references: table)
+            return Meteor(references, official_data)
+
+    return make_ready
+
+
+@pytest.fixture
+def no_search_for_cycles():
+    """Without looking for garbage in cycles, of which there is none, it takes a fourth less time."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_corpora_have_the_official_scores(corpora, made_ready, shared, no_search_for_cycles):
+    """Every corpus; where there are such, the score of every segment and the 23 numbers of its best reference."""
+    assert len(corpora) == 19
+    for name, (official, references, outputs) in corpora.items():
+        prepared = made_ready(references)
+        statistics = prepared.statistics(outputs)
+        prepared.statistics = lambda outputs: statistics  # once is enough
+        total, segments = prepared.score(outputs)
+        assert f"{total:.4f}" == official, name
+        path = shared / "metrics" / "segments" / f"{name}.tsv"
+        if path.exists():
+            column = [line.split("\t")[5] for line in path.read_text(encoding="utf-8").split("\n")[1:] if line]
+            assert [f"{segment:.4f}" for segment in segments] == column, name
+        path = shared / "metrics" / "meteor_stats" / f"{name}.tsv"
+        if path.exists():
+            *rows, (_, theirs) = read_tsv(path)
+            assert statistics == [statistics_of(numbers) for _, numbers in rows], name
+            assert total == pytest.approx(float(theirs), rel=1e-15)
+            assert segments == pytest.approx([float(segment) for segment, _ in rows], rel=1e-15)  # last bits: pow
+
+
+def test_the_command_writes_what_the_official_script_writes(official_data, shared, tmp_path):
+    """From the files to the table and to the scores of the segments, these byte for byte."""
+    references, outputs = shared / "metrics" / "references.txt", shared / "metrics" / "paper.txt"
+    result = run_python("-m", "metrics", references, outputs, "--segments", tmp_path / "segments.tsv")
+    assert result.stdout.splitlines()[1].split()[1:] == ["68.35", "8.6906", "44.92", "70.44", "2.4005"]
+    assert (tmp_path / "segments.tsv").read_bytes() == (shared / "metrics" / "segments" / "paper.txt.tsv").read_bytes()
+
+
+def test_pairs_made_to_find_mistakes_have_the_official_numbers(stress, made_ready):
+    outputs, references, theirs = zip(*stress)
+    ours = made_ready([[reference] for reference in references]).statistics(outputs)
+    assert [pair for pair, numbers in zip(stress, ours, strict=True) if pair[2] != numbers] == []
+
+
+def test_normalised_texts_equal_the_official_ones(shared):
+    rows = [(json.loads(text), json.loads(theirs)) for text, theirs in read_tsv(shared / "metrics" / "meteor_norm.tsv")]
+    assert len(rows) == 3000
+    assert [text for text, theirs in rows if " ".join(normalize(text)) != theirs] == []
+
+
+def test_stems_equal_the_official_ones(shared):
+    rows = read_tsv(shared / "metrics" / "stems.tsv")
+    assert len(rows) == 25124
+    assert [word for word, theirs in rows if porter2.stem(word) != theirs] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The formula
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [meteor_module, meteor_data, porter2])
+def test_examples_in_the_docstrings(module):
+    results = doctest.testmod(module)
+    assert results.attempted > 0 and results.failed == 0
+
+
+def test_score_of_a_pair_worked_out_by_hand(small):
+    # Of "the pub is cheap" and "the tavern was inexpensive and" match: the (exact, function word), pub and tavern,
+    # is and was, cheap and inexpensive (synonyms). "was" is a content word in this small list of function words.
+    total, (segment,) = meteor([["the tavern was inexpensive and"]], ["the pub is cheap"], small)
+    p = (0.25 + 0.8 * (2 * 0.75 + 0.25)) / (2 * 0.25 + 2 * 0.75)
+    r = (0.25 + 0.8 * 3 * 0.75) / (0.25 + 4 * 0.75)
+    fragmentation = 1 / ((4 + 4) / 2)
+    assert segment == total == pytest.approx(1 / (0.15 / p + 0.85 / r) * (1 - 0.6 * fragmentation**0.2), rel=1e-14)
+
+
+def test_the_corpus_score_is_that_of_the_sums(small):
+    references, outputs = [["the pub is cheap"], ["a bar", "low cost"]], ["cheap pub", "low cost"]
+    first, second = Meteor(references, small).statistics(outputs)
+    assert second == (2, 2, 0, 0, 2, 2, 0, 0, *[0] * 12, 1, 2, 2)
+    sums = [a + b for a, b in zip(first, second)]
+    sums[-3] -= 1  # the second output is one chunk that leaves no word unmatched
+    assert meteor(references, outputs, small) == (score(sums), [score(first), 1.0])
+
+
+@pytest.mark.parametrize(
+    "word, relatives",
+    [
+        ("cheap", {"1", "2"}),
+        ("pubs", {"3"}),
+        ("was", {"5"}),  # an exception
+        ("children", {"6"}),
+        ("dining", {"7"}), ("eating", {"7"}),
+        ("kidss", set()), ("ea", set()), ("", set()), ("s", set()),
+    ],
+)
+def test_synsets_of_inflected_words(word, relatives, small):
+    assert Lexicon(small).synsets(word) == relatives
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The search
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def plain_search(candidates, output_length):
+    """METEOR's search step by step, with none of the shortcuts of Pair.align."""
+    covered_output, covered_reference = [0] * output_length, [0] * len(candidates)
+    matches = [(j, *match) for j, matches in enumerate(candidates) for match in matches]
+    for j, i, n_output, n_reference, _ in matches:
+        for k in range(n_output):
+            covered_output[i + k] += 1
+        for k in range(n_reference):
+            covered_reference[j + k] += 1
+    used_output, used_reference, fixed = set(), set(), {}
+    for j, i, n_output, n_reference, module in matches:
+        words_output, words_reference = range(i, i + n_output), range(j, j + n_reference)
+        if len(candidates[j]) == 1 and all(covered_output[k] == 1 for k in words_output):
+            if all(covered_reference[k] == 1 for k in words_reference):
+                used_output |= set(words_output)
+                used_reference |= set(words_reference)
+                fixed[j] = (i, n_output, n_reference, module)
+
+    def gain(path, n_output, n_reference, module):
+        weight = 1.0 if module == EXACT else 0.5
+        path["matched_output"] = int(path["matched_output"] + weight * n_output)
+        path["matched_reference"] = int(path["matched_reference"] + weight * n_reference)
+
+    def order(path):
+        return -path["matched_output"] - path["matched_reference"], path["chunks"], path["distance"]
+
+    paths = [dict(matched_output=0, matched_reference=0, chunks=0, index=0, last=-1, distance=0, chosen=fixed,
+                  used_output=used_output, used_reference=used_reference)]
+    for current in range(len(candidates) + 1):
+        following = []
+        for path in sorted(paths, key=order)[:40]:
+            if current == len(candidates):
+                path["chunks"] += path["last"] != -1
+                following.append(path)
+            elif current in path["used_reference"]:
+                if current >= path["index"]:
+                    j = path["index"]
+                    i, n_output, n_reference, module = fixed[j]
+                    gain(path, n_output, n_reference, module)
+                    path["chunks"] += path["last"] not in (-1, i)
+                    path["index"], path["last"] = j + n_reference, i + n_output
+                    path["distance"] += abs(j - i)
+                following.append(path)
+            else:
+                added = 0
+                for match in candidates[current]:
+                    i, n_output, n_reference, module = match
+                    words_output = set(range(i, i + n_output))
+                    words_reference = set(range(current, current + n_reference))
+                    if words_output & path["used_output"] or words_reference & path["used_reference"]:
+                        continue
+                    copy = dict(path, chosen={**path["chosen"], current: match},
+                                used_output=path["used_output"] | words_output,
+                                used_reference=path["used_reference"] | words_reference,
+                                distance=path["distance"] + added)
+                    gain(copy, n_output, n_reference, module)
+                    copy["chunks"] += path["last"] not in (-1, i)
+                    copy["index"], copy["last"] = current + n_reference, i + n_output
+                    following.append(copy)
+                    added += abs(current - i)
+                path["distance"] += added
+                path["chunks"] += path["last"] != -1
+                path["last"] = -1
+                path["index"] += 1
+                following.append(path)
+        paths = following
+    return sorted(sorted(paths, key=order)[0]["chosen"].items())
+
+
+WORDS = "the a is was pub bar tavern cheap low cost inexpensive kid friendly good for children cheaper costs".split()
+sentences = st.lists(st.sampled_from(WORDS), max_size=12).map(tuple)
+repetitive = st.lists(st.sampled_from(["the", "a", "pub", "bar", "is"]), max_size=9).map(tuple)
+groups = st.lists(sentences | repetitive, min_size=1, max_size=4)
+
+
+def pairs_of(output, references, folder):
+    lexicon = Lexicon(folder)
+    paraphrases = Paraphrases([("AB", *entry) for entry in ENTRIES], [output])
+    output = Output(output, lexicon, paraphrases)
+    return [Pair(output, Reference(reference, lexicon, paraphrases)) for reference in references]
+
+
+@settings(patient, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.randoms(use_true_random=False), sentences | repetitive)
+def test_the_search_finds_what_a_plain_search_finds(small, draw, output):
+    """Also with more paths than are kept: references are made of the output's words, in another order."""
+    words = [draw.choice([*output, *WORDS]) for _ in range(draw.randint(0, 4))] + list(output)
+    draw.shuffle(words)
+    for pair in pairs_of(output, [tuple(words), output[::-1]], small):
+        assert pair.align() == plain_search(pair.candidates, len(output))
+
+
+@settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(repetitive | sentences)
+def test_equal_texts_are_aligned_as_a_plain_search_would(small, tokens):
+    (pair,) = pairs_of(tokens, [tokens], small)
+    candidates = [[(i, 1, 1, EXACT) for i, other in enumerate(tokens) if other == word] for word in tokens]
+    assert pair.align() == plain_search(candidates, len(tokens))
+
+
+@settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sentences | repetitive, groups)
+def test_leaving_pairs_out_by_their_limits_changes_nothing(small, output, references):
+    pairs = pairs_of(output, references, small)
+    statistics = [pair.statistics() for pair in pairs]
+    assert all(pair.limit() >= score(numbers) - 1e-12 for pair, numbers in zip(pairs, statistics))
+    assert best_statistics(pairs) == max(statistics, key=score)  # max() gives the first of equals
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Properties
+# ---------------------------------------------------------------------------------------------------------------------
+
+odd_texts = st.text(st.characters() | st.sampled_from("a.'-, \n\t\x00\x1f😀é"), max_size=30)
+
+
+@pytest.fixture
+def without_cache(small, monkeypatch):
+    """The small data, their table in memory: it need not be read and cached for each of many sets of references."""
+    entries = [("AB", *entry) for entry in ENTRIES]
+    monkeypatch.setattr(meteor_data, "paraphrases", lambda folder, references: entries)
+    return small
+
+
+@settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(groups, sentences), min_size=1, max_size=3), st.randoms(use_true_random=False))
+def test_scores_of_segments_do_not_depend_on_the_order_of_references(without_cache, corpus, draw):
+    references = [[" ".join(tokens) for tokens in group] for group, _ in corpus]
+    outputs = [" ".join(tokens) for _, tokens in corpus]
+    _, segments = meteor(references, outputs, without_cache)
+    shuffled = [draw.sample(group, len(group)) for group in references]
+    assert meteor(shuffled, outputs, without_cache)[1] == segments
+    assert all(0 <= segment <= 1 for segment in segments)
+
+
+@settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(groups, sentences), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_the_order_of_segments_does_not_matter(without_cache, corpus, draw):
+    corpus = [([" ".join(tokens) for tokens in group], " ".join(tokens)) for group, tokens in corpus]
+    shuffled = draw.sample(corpus, len(corpus))
+    assert meteor(*zip(*shuffled), without_cache)[0] == meteor(*zip(*corpus), without_cache)[0]  # sums of integers
+
+
+@settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(odd_texts, min_size=1), odd_texts)
+def test_odd_texts_have_scores(without_cache, references, output):
+    total, (segment,) = meteor([references], [output], without_cache)
+    assert 0 <= total <= 1 and 0 <= segment <= 1
+    total, (segment,) = meteor([[*references, output]], [output], without_cache)
+    assert total == segment == pytest.approx(1.0 if normalize(output) else 0.0)
+
+
+@pytest.mark.parametrize("text", ["pub", "😀", "\x00", " ".join(map(str, range(10_000))), "the " * 10_000])
+def test_an_output_equal_to_a_reference_has_the_score_1(text, without_cache):
+    assert meteor([["a", text]], [text], without_cache) == (1.0, [1.0])
+
+
+def test_ten_thousand_words(without_cache):
+    words = [f"word{number}" for number in range(9_700)] + random.Random(0).choices(WORDS, k=300)
+    random.Random(1).shuffle(words)
+    total, (segment,) = meteor([["pub", " ".join(words[::-1])]], [" ".join(words)], without_cache)
+    assert total == segment and 0 < segment < 1
+
+
+def test_empty_outputs_and_references(without_cache):
+    assert meteor([["", "pub"], [""], [""]], ["", "pub", ""], without_cache) == (0.0, [0.0, 0.0, 0.0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding the data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_without_data_there_is_no_score(small):
+    assert meteor([["a pub"]], ["a pub"]) is None
+    assert "pip install pycocoevalcap" in meteor_module.HOW_TO_GET
+
+
+def test_data_are_found_where_the_user_says_and_where_they_are_installed(small, tmp_path, monkeypatch):
+    expected = meteor([["a cheap pub"]], ["low cost pub"], small)
+    monkeypatch.setenv("METEOR_DATA", str(small))
+    assert meteor([["a cheap pub"]], ["low cost pub"]) == expected
+    monkeypatch.delenv("METEOR_DATA")
+
+    monkeypatch.undo()
+    known = {name: ((small / name).stat().st_size, sha256(small / name)) for name in meteor_data.KNOWN}
+    monkeypatch.setattr(meteor_data, "KNOWN", known)
+    monkeypatch.setattr(meteor_data, "OWN_FOLDER", tmp_path / "own")
+    package = tmp_path / "site" / "pycocoevalcap"
+    shutil.copytree(small, package / "meteor")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert meteor_data.find() == package / "meteor"
+    assert meteor([["a cheap pub"]], ["low cost pub"]) == expected
+
+
+def test_a_folder_without_the_data_is_an_error(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("METEOR_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="does not hold METEOR's data"):
+        meteor_data.find()
+
+
+@pytest.mark.parametrize("name", [meteor_data.JAR, meteor_data.TABLE])
+@pytest.mark.parametrize("cut", [True, False])
+def test_damaged_data_are_an_error(name, cut, small, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(small, folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content[:-1] if cut else content)
+    with pytest.raises(InputError, match=f"{name} is not the file of METEOR 1.5"):
+        meteor([["a pub"]], ["a pub"], folder)
+
+
+def test_the_known_files_are_those_of_the_official_repository(official_data):
+    """By the names that git gives to their contents there."""
+    for name, blob in (
+        (meteor_data.JAR, "a833bc017bba3ceb07f3c251d5b4679e581255a3"),
+        (meteor_data.TABLE, "88033c84fb2f8ecbc77fe57b7eee2913d1acd919"),
+    ):
+        content = meteor_data.check(official_data / name, name).read_bytes()
+        assert hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob
+
+
+def test_download(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(download, "KNOWN", meteor_data.KNOWN)
+    monkeypatch.setattr(download, "OWN_FOLDER", meteor_data.OWN_FOLDER)
+    monkeypatch.setattr("sys.argv", ["metrics.download"])
+    served = tmp_path / "served"
+    shutil.copytree(small, served)
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(served))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        monkeypatch.setattr(download, "URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            (served / meteor_data.TABLE).write_bytes(b"something else")
+            with pytest.raises(InputError, match="not the known file"):
+                download.main()
+            assert meteor_data.find() is None
+            shutil.copy(small / meteor_data.TABLE, served / meteor_data.TABLE)
+            download.main()
+        finally:
+            server.shutdown()
+    assert meteor_data.find() == tmp_path / "own"
+    assert meteor([["a cheap pub"]], ["low cost pub"]) == meteor([["a cheap pub"]], ["low cost pub"], small)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table and its cache
+# ---------------------------------------------------------------------------------------------------------------------
+
+REFERENCES = {("a", "cheap", "pub"), ("the", "pub", "is", "good")}
+KEPT = [
+    ("A", "cheap", "low cost"), ("B", "low cost", "cheap"), ("A", "pub", "bar"), ("B", "is a pub", "the pub is"),
+    ("A", "the pub is", "is a pub"), ("AB", "the", "a"), ("AB", "a", "the"), ("B", "bar", "pub"), ("B", "low", "cheap"),
+    ("A", "is", "pub is a"),
+]
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """A list that grows whenever the whole table is read."""
+    scans, scan = [], meteor_data.scan
+    monkeypatch.setattr(meteor_data, "scan", lambda *arguments: scans.append(1) or scan(*arguments))
+    return scans
+
+
+def test_entries_that_touch_a_reference_are_kept_in_their_order_and_cached(small, scans):
+    assert meteor_data.paraphrases(small, REFERENCES) == KEPT
+    assert meteor_data.paraphrases(small, set(sorted(REFERENCES))) == KEPT and len(scans) == 1
+    assert meteor_data.paraphrases(small, {("nothing",)}) == [] and len(scans) == 2
+    assert meteor_data.paraphrases(small, {("nothing",)}) == [] and len(scans) == 2
+    assert len(list(meteor_data.OWN_FOLDER.iterdir())) == 2
+
+
+def flip(content):
+    return content[:30] + bytes([content[30] ^ 1]) + content[31:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"", lambda content: content[:-9], flip, lambda content: b"text", gzip.decompress,
+     lambda content: gzip.compress(b"of other references\nA\ncheap\nlow cost")],
+    ids=["empty", "cut", "flipped", "text", "not compressed", "of others"],
+)
+def test_a_broken_cache_is_made_again(damage, small, scans):
+    meteor_data.paraphrases(small, REFERENCES)
+    (cache,) = meteor_data.OWN_FOLDER.iterdir()
+    whole = gzip.decompress(cache.read_bytes())
+    cache.write_bytes(damage(cache.read_bytes()))
+    assert meteor_data.paraphrases(small, REFERENCES) == KEPT and len(scans) == 2
+    assert gzip.decompress(cache.read_bytes()) == whole and list(meteor_data.OWN_FOLDER.iterdir()) == [cache]
+
+
+def test_where_no_cache_can_be_written_the_table_is_read_each_time(small, scans, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(meteor_data, "OWN_FOLDER", tmp_path / "file")
+    for count in (1, 2):
+        assert meteor_data.paraphrases(small, REFERENCES) == KEPT and len(scans) == count
+
+
+def test_several_outputs_can_be_scored_against_references_made_ready_once(small, scans):
+    references = [["a cheap pub", "the pub is low cost"], ["kid friendly"]]
+    prepared = meteor_module.prepare(references, small)
+    for outputs in (["the pub is cheap", "good for children"], ["low cost", ""]):
+        assert prepared.score(outputs) == meteor(references, outputs, small)
+        assert not math.isnan(prepared.score(outputs)[0])
+    with pytest.raises(ValueError):
+        prepared.score(["only one"])
+    assert len(scans) == 1
