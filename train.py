@@ -207,6 +207,8 @@ def score_test_set(run, data, decoder, batch_size, out, costs=None):
     if is_known(test_file):
         rows += [(name, dict(zip(metrics.METRICS, row.split()))) for name, row in PUBLISHED.items()]
     print("\n" + metrics.format_table(rows))
+    if scores["METEOR"] is None:
+        print(metrics.meteor.HOW_TO_GET)
     if not is_known(test_file):
         print(f"Published scores are those of src1_test.txt; scores on {data} cannot be compared with them.")
 

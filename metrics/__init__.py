@@ -1,16 +1,21 @@
 """The five scores of the E2E NLG challenge in plain Python, equal to the official scripts' to four decimals.
 
     mteval.py    BLEU and NIST
+    meteor.py    METEOR 1.5, with meteor_data.py and porter2.py; download.py fetches its data
+    rouge.py     ROUGE-L
+    cider.py     CIDEr
+    ptb.py       the tokenizer in front of the last three
     files.py     the file formats of the official script
     __main__.py  the command line: python -m metrics REFERENCES OUTPUTS
-
-METEOR, ROUGE-L and CIDEr are not implemented yet; until then they are None, and a dash in the table.
 """
 
-from metrics import mteval
-from metrics.files import read_outputs, read_references
+import gc
+from contextlib import contextmanager
 
-__all__ = ["METRICS", "evaluate", "format_table", "read_outputs", "read_references"]
+from metrics import cider, meteor, mteval, ptb, rouge
+from metrics.files import read_corpora, read_outputs, read_references
+
+__all__ = ["METRICS", "Scorer", "evaluate", "format_table", "read_corpora", "read_outputs", "read_references"]
 
 METRICS = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
 PERCENTAGES = ("BLEU", "METEOR", "ROUGE_L")  # printed times 100; NIST and CIDEr have scales of their own
@@ -20,26 +25,64 @@ def evaluate(references, outputs):
     """Score a corpus: each output against its group of references.
 
     references: a list of lists of str, outputs: a list of str. Returns a dict with a value for each of METRICS:
-    BLEU, METEOR and ROUGE_L as fractions; None where a score could not be computed.
+    BLEU, METEOR and ROUGE_L as fractions; None where a score could not be computed (METEOR without its data).
 
-    >>> scores = evaluate([["A cheap pub.", "The pub is cheap."]], ["The pub is cheap."])
-    >>> scores["BLEU"], scores["METEOR"]
-    (1.0, None)
+    >>> scores = evaluate([["A cheap pub.", "The pub is cheap."], ["A bar."]], ["The pub is cheap.", "A bar"])
+    >>> [f"{name} {scores[name]:.4f}" for name in ("BLEU", "NIST", "ROUGE_L", "CIDEr")]
+    ['BLEU 0.8669', 'NIST 3.2743', 'ROUGE_L 1.0000', 'CIDEr 5.4358']
     """
-    if len(references) != len(outputs):
-        raise ValueError(f"{len(references):,} groups of references for {len(outputs):,} outputs")
-    if not outputs:
-        raise ValueError("there is nothing to score: no references and no outputs")
-    for number, group in enumerate(references, start=1):
-        if isinstance(group, str):  # would be taken for a group of one-letter references
-            raise ValueError(f"references {number:,} are a str; put a single reference in a list of its own")
-        if not group:
-            raise ValueError(f"group {number:,} has no references")
-    counts = mteval.count(
-        [[mteval.tokenize(reference) for reference in group] for group in references],
-        [mteval.tokenize(output) for output in outputs],
-    )
-    return {**dict.fromkeys(METRICS), "BLEU": mteval.bleu(counts), "NIST": mteval.nist(counts)}
+    return Scorer(references).score(outputs)[0]
+
+
+class Scorer:
+    """Scores outputs against one set of references, which are tokenized and counted once for any number of outputs."""
+
+    def __init__(self, references):
+        for number, group in enumerate(references, start=1):
+            if isinstance(group, str):  # would be taken for a group of one-letter references
+                raise ValueError(f"references {number:,} are a str; put a single reference in a list of its own")
+            if not group:
+                raise ValueError(f"group {number:,} has no references")
+        if not references:
+            raise ValueError("there is nothing to score: no references and no outputs")
+        self.references = references
+        with _no_search_for_cycles():
+            self.counts = mteval.count_references([[mteval.tokenize(text) for text in group] for group in references])
+            tokenized = iter(ptb.tokenize([text for group in references for text in group]))
+            self.tokenized = [[next(tokenized) for _ in group] for group in references]
+            self.weighed = cider.References(self.tokenized)
+            self.meteor = meteor.prepare(self.tokenized)  # None without its data
+
+    def score(self, outputs):
+        """Score a list of outputs: (scores of the corpus as from `evaluate`, scores of its segments).
+
+        The latter are a dict, too, with a list for METEOR, ROUGE_L and CIDEr, or None where there is no such score.
+        """
+        if len(self.references) != len(outputs):
+            raise ValueError(f"{len(self.references):,} groups of references for {len(outputs):,} outputs")
+        with _no_search_for_cycles():
+            counts = mteval.count(self.counts, [mteval.tokenize(output) for output in outputs])
+            tokenized = ptb.tokenize(outputs)
+            results = {
+                "METEOR": self.meteor.score(tokenized) if self.meteor else (None, None),
+                "ROUGE_L": rouge.rouge_l(self.tokenized, tokenized),
+                "CIDEr": cider.cider(self.weighed, tokenized),
+            }
+        corpus = {"BLEU": mteval.bleu(counts), "NIST": mteval.nist(counts)}
+        corpus |= {name: score for name, (score, _) in results.items()}
+        return corpus, {name: segments for name, (_, segments) in results.items()}
+
+
+@contextmanager
+def _no_search_for_cycles():
+    """Millions of small objects, none in a cycle: looking for cycles among them would take a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def format_table(rows):

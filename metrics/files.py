@@ -27,6 +27,12 @@ class Row(NamedTuple):
     text: str
 
 
+class Corpus(NamedTuple):
+    references: list  # for each segment a list of str
+    sources: list
+    outputs: list
+
+
 def read_outputs(path):
     """Read the outputs of a system: a list of str. In plain text a blank line is an empty output."""
     return [row.text for row in _output_rows(path)]
@@ -35,36 +41,47 @@ def read_outputs(path):
 def read_references(path, outputs=None):
     """Read groups of references: a list of lists of str.
 
-    With `outputs`, a file of outputs, there is a group for each output, in their order: by equal sources if both
-    files are tables, else one after the other. In a table of references, rows with the same source are a group.
+    With `outputs`, a file of outputs, there is a group for each output: see `read_corpora`.
     """
-    output_rows = _output_rows(outputs) if outputs is not None else []
+    return _references_in_order(path)[0] if outputs is None else read_corpora(path, [outputs])[0].references
+
+
+def read_corpora(references, outputs):
+    """Read a file of references, once, and files of outputs: a Corpus for each of these.
+
+    A group of references is paired with each output: by equal sources if both files are tables, else one after the
+    other. In a table of references, rows with the same source are a group.
+    """
+    groups, rows = _references_in_order(references)
+    by_source = {}
+    for row in rows:
+        by_source.setdefault(row.source, []).append(row.text)
+    return [_pair(references, groups, by_source, path, _output_rows(path)) for path in outputs]
+
+
+def _references_in_order(path):
+    """The groups of references in a file, and its rows if it is a table."""
     if not _is_table(path):
-        groups = _read_groups(path)
-    else:
-        rows = _read_table(path, REFERENCE_COLUMN)
-        if any(row.source for row in output_rows):
-            return _groups_by_source(path, rows, outputs, output_rows)
-        groups = [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.source)]
-    if outputs is not None and len(groups) != len(output_rows):
+        return _read_groups(path), []
+    rows = _read_table(path, REFERENCE_COLUMN)
+    return [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.source)], rows
+
+
+def _pair(path, groups, by_source, outputs, output_rows):
+    if by_source and any(row.source for row in output_rows):
+        for row in output_rows:
+            if row.source not in by_source:
+                raise InputError(
+                    f"{outputs}, line {row.line}: no reference in {path} has the source {row.source!r}; "
+                    "write it exactly as it stands there"
+                )
+        groups = [by_source[row.source] for row in output_rows]
+    if len(groups) != len(output_rows):
         raise InputError(
             f"{outputs}: {len(output_rows):,} outputs for the {len(groups):,} groups of references in {path}; "
             "write one output for each group, in the same order"
         )
-    return groups
-
-
-def _groups_by_source(path, rows, outputs, output_rows):
-    by_source = {}
-    for row in rows:
-        by_source.setdefault(row.source, []).append(row.text)
-    for row in output_rows:
-        if row.source not in by_source:
-            raise InputError(
-                f"{outputs}, line {row.line}: no reference in {path} has the source {row.source!r}; "
-                "write it exactly as it stands there"
-            )
-    return [by_source[row.source] for row in output_rows]
+    return Corpus(groups, [row.source for row in output_rows], [row.text for row in output_rows])
 
 
 def _is_table(path):

@@ -9,6 +9,7 @@ import math
 import re
 import string
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 LONGEST = 5  # NIST looks at n-grams of 1 to 5 tokens, BLEU at those of 1 to 4
@@ -36,64 +37,81 @@ def tokenize(text):
     text = WHITE_SPACE.sub(" ", text).replace("<skipped>", "")
     for entity, character in ENTITIES:
         text = text.replace(entity, character)
-    text = f" {text} ".translate(ASCII_LOWER)  # the blanks are neighbours for the rules below
+    return [token for word in text.split(" ") for token in _cut(word)]
+
+
+@lru_cache(1 << 16)
+def _cut(word):
+    """The tokens of a text without blanks; remembered, as most words of a corpus are repeated."""
+    word = f" {word} ".translate(ASCII_LOWER)  # the blanks are neighbours for the rules
     for pattern, replacement in SPLITS:
-        text = pattern.sub(replacement, text)
-    return [token for token in text.split(" ") if token]
+        word = pattern.sub(replacement, word)
+    return [token for token in word.split(" ") if token]
+
+
+class References(NamedTuple):
+    """What the two formulas need to know of the references. An n-gram is a tuple of n tokens, 1 <= n <= 5."""
+
+    ngrams: Counter  # n-gram -> how often all the references of all segments have it
+    most: list  # for each segment, n-gram -> how often the one reference has it that has it most often
+    lengths: list  # for each segment, the lengths of its references in tokens
 
 
 class Counts(NamedTuple):
-    """All that the two formulas need to know of a corpus. An n-gram is a tuple of n tokens, 1 <= n <= 5."""
+    """What they need to know of the outputs."""
 
     matched: Counter  # n-gram -> how often outputs have it, each segment clipped by its references
     output_ngrams: list  # [n] -> how many n-grams the outputs have; [1] is their length in tokens
     closest_length: int  # sum over the segments of the length of the reference closest in length to the output
-    in_references: Counter  # n-gram -> how often all the references of all segments have it
-    reference_tokens: int  # the length of all references together
-    references_per_segment: float  # on average; a reference without tokens is not counted
+    references: References
+
+
+def count_references(references):
+    """Count the n-grams of the references: for each segment a list of references, each a list of tokens."""
+    in_all, most = Counter(), []
+    for group in references:
+        most_often = {}
+        for reference in group:
+            ngrams = _ngrams(reference)
+            in_all.update(ngrams)
+            for ngram, times in Counter(ngrams).items():
+                if times > most_often.get(ngram, 0):
+                    most_often[ngram] = times
+        most.append(most_often)
+    return References(in_all, most, [[len(reference) for reference in group] for group in references])
 
 
 def count(references, outputs):
-    """Count the n-grams of a corpus for `bleu` and `nist`.
-
-    references: for each segment a list of references, outputs: for each segment an output; each a list of tokens.
+    """Count the n-grams of the outputs, for each segment a list of tokens, and match them with `count_references`.
 
     Clipping: an n-gram of an output counts as often as it stands in the output, but no more often than in the one
     reference that has it most often. This keeps "the the the" from matching three times:
 
-    >>> counts = count([["the cat the".split(), "a cat".split()]], ["the the the".split()])
+    >>> counts = count(count_references([["the cat the".split(), "a cat".split()]]), ["the the the".split()])
     >>> counts.matched, counts.output_ngrams[1]
     (Counter({('the',): 2}), 3)
     """
-    matched, in_references = Counter(), Counter()
+    matched = Counter()
     output_ngrams = [0] * (LONGEST + 1)
-    closest_length = reference_tokens = filled_references = 0
-    for group, output in zip(references, outputs):
-        of_output, clipped = _ngrams(output), Counter()
-        for reference in group:
-            ngrams = _ngrams(reference)
-            clipped |= of_output & ngrams  # Counters: & keeps the smaller count, | the larger
-            in_references.update(ngrams)
-        matched.update(clipped)
+    closest_length = 0
+    for most_often, lengths, output in zip(references.most, references.lengths, outputs):
+        for ngram, times in Counter(_ngrams(output)).items():
+            if ngram in most_often:
+                matched[ngram] += min(times, most_often[ngram])
         for n in range(1, LONGEST + 1):
             output_ngrams[n] += max(0, len(output) - n + 1)
-
-        lengths = [len(reference) for reference in group]
         eligible = lengths[:1] + [length for length in lengths[1:] if length > 0]  # an empty one only if it is first
         closest_length += min(eligible, key=lambda length: (abs(length - len(output)), length))  # of two, the shorter
-        reference_tokens += sum(lengths)
-        filled_references += sum(length > 0 for length in lengths)
-    return Counts(
-        matched, output_ngrams, closest_length, in_references, reference_tokens, filled_references / len(outputs)
-    )
+    return Counts(matched, output_ngrams, closest_length, references)
 
 
 def _ngrams(tokens):
-    """Count the n-grams of one text, n = 1 to 5."""
-    counts = Counter()
-    for n in range(1, LONGEST + 1):
-        counts.update(zip(*(tokens[start:] for start in range(n))))
-    return counts
+    """The n-grams of one text, n = 1 to 5."""
+    return [ngram for n in range(1, LONGEST + 1) for ngram in zip(*(tokens[start:] for start in range(n)))]
+
+
+def _matches(counts, n):
+    return sum(times for ngram, times in counts.matched.items() if len(ngram) == n)
 
 
 def bleu(counts):
@@ -108,7 +126,8 @@ def bleu(counts):
 
     Below, 5 of 6 words match, 3 of 5 bigrams, 1 of 4 trigrams and 0 of 3 four-grams; the lengths are equal:
 
-    >>> counts = count([["the cat sat on the mat".split()]], ["the cat lay on the mat".split()])
+    >>> references = count_references([["the cat sat on the mat".split()]])
+    >>> counts = count(references, ["the cat lay on the mat".split()])
     >>> round(bleu(counts), 4), round((5/6 * 3/5 * 1/4 * 1/(2*3)) ** (1/4), 4)
     (0.3799, 0.3799)
     """
@@ -119,7 +138,7 @@ def bleu(counts):
     smoothing = 1
     for n in range(1, 5):
         total = counts.output_ngrams[n]
-        matches = sum(times for ngram, times in counts.matched.items() if len(ngram) == n)
+        matches = _matches(counts, n)
         if matches > 0:
             log_precisions += math.log(matches / total)
         elif total > 0:
@@ -129,7 +148,7 @@ def bleu(counts):
     return brevity * math.exp(log_precisions / 4)
 
 
-def nist(counts):
+def nist(counts, zero_is_false=True):
     """NIST (Doddington 2002): like BLEU, but a rare n-gram counts for more, and the five lengths are added.
 
         NIST = penalty * sum over n = 1..5 of (sum of info over the matched n-grams) / T_n
@@ -143,24 +162,49 @@ def nist(counts):
 
     where the references' length is their mean length times the number of segments. (A later port of the script to
     Python averages segment by segment instead, which gives other numbers where some segments have more references.)
+    To Perl the string "0" is false: a history of just this token is taken for no history at all.
 
     Below, info is log2(3/2) for "a" and log2(3/1) for "b", together log2(4.5) over 2 words; log2(2/1) for "a b"
     over 1 bigram; r is 2/3:
 
-    >>> round(nist(count([["a b a".split()]], ["a b".split()])), 4), round(0.5 * (math.log2(4.5) / 2 + 1), 4)
+    >>> counts = count(count_references([["a b a".split()]]), ["a b".split()])
+    >>> round(nist(counts), 4), round(0.5 * (math.log2(4.5) / 2 + 1), 4)
     (1.0425, 1.0425)
     """
-    if counts.output_ngrams[1] == 0 or counts.reference_tokens == 0:
+    ngrams, lengths = counts.references.ngrams, counts.references.lengths
+    reference_tokens = sum(map(sum, lengths))
+    if counts.output_ngrams[1] == 0 or reference_tokens == 0:
         return 0.0
     score = 0.0
     for ngram, times in counts.matched.items():
         history = ngram[:-1]
-        # To Perl the string "0" is false: a history of just this token is taken for no history at all.
-        if history == () or history == ("0",):
-            before = counts.reference_tokens
-        else:
-            before = counts.in_references[history]
-        score += times * math.log2(before / counts.in_references[ngram]) / counts.output_ngrams[len(ngram)]
-    ratio = counts.output_ngrams[1] / (counts.reference_tokens / counts.references_per_segment)
+        no_history = history == () or (zero_is_false and history == ("0",))
+        before = reference_tokens if no_history else ngrams[history]
+        score += times * math.log2(before / ngrams[ngram]) / counts.output_ngrams[len(ngram)]
+    filled = sum(length > 0 for group in lengths for length in group)  # a reference without tokens is not counted
+    ratio = counts.output_ngrams[1] / (reference_tokens / filled * len(lengths))
     b = -math.log(0.5) / math.log(1.5) ** 2
     return score * math.exp(-b * math.log(min(1.0, ratio)) ** 2)
+
+
+def segment_scores(references, output):
+    """BLEU, sentBLEU and NIST of one segment, given its references and its output as str.
+
+    For these the challenge runs not the Perl script but its port to Python, which differs: it lower-cases all letters,
+    an empty text is one empty token, and in place of the halving above it takes M_n to be at least 1e-15. sentBLEU adds
+    1 to each M_n and each T_n. (Where an output has fewer than five tokens, the port ends in a division by zero; here
+    n-grams that it does not have add nothing to NIST.)
+
+    >>> [round(score, 4) for score in segment_scores(["the cat sat on the mat"], "the cat lay on the mat")]
+    [0.0001, 0.4889, 2.2208]
+    """
+    texts = [[token.lower() for token in tokenize(text)] or [""] for text in [*references, output]]
+    counts = count(count_references([texts[:-1]]), texts[-1:])
+    brevity = math.exp(min(0.0, 1 - counts.closest_length / counts.output_ngrams[1]))
+    scores = []
+    for added in (0, 1):
+        precisions = [
+            max(_matches(counts, n) + added, 1e-15) / max(counts.output_ngrams[n] + added, 1e-9) for n in range(1, 5)
+        ]
+        scores.append(brevity * math.prod(precisions) ** (1 / 4))
+    return *scores, nist(counts, zero_is_false=False)

@@ -2,32 +2,35 @@
 
 import csv
 import doctest
+import hashlib
+import io
 import json
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+from conftest import run_python
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 import metrics
+from common import run_command
+from metrics import __main__ as main
 from metrics import mteval
-
-ROOT = Path(__file__).parent.parent
 
 # On a busy machine a slow example is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-# The files that data/metrics/official.tsv has scores for.
-OFFICIAL = """
-    paper-medium.txt paper.txt final_preflen1.txt final_preflen3.txt final_preflen10.txt
-    slug.tsv tgen.tsv adapt.tsv chen.tsv forge1.tsv gong.tsv harv.tsv sheff1.tsv tr1.tsv zhaw1.tsv zhaw2.tsv
-    adversarial/outputs1.txt adversarial/outputs2.txt adversarial/outputs3.txt
-""".split()
+
+@pytest.fixture(autouse=True, scope="module")
+def without_meteor():
+    """Its tests are in test_meteor.py; here its paraphrases would be looked up anew for each set of references."""
+    with mock.patch("metrics.meteor.prepare", lambda references: None):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,29 +41,35 @@ def official(shared):
 
 def counts_of(references, outputs):
     """Counts of a corpus whose texts are cut at blanks only."""
-    return mteval.count([[text.split() for text in group] for group in references], [text.split() for text in outputs])
+    references = mteval.count_references([[text.split() for text in group] for group in references])
+    return mteval.count(references, [text.split() for text in outputs])
 
 
 # --- The official scores
 
 
-def test_no_official_score_is_left_out(official):
-    assert sorted(OFFICIAL) == sorted(official)
-
-
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_bleu_and_nist_equal_the_official_scores_to_four_decimals(name, official, shared):
-    row = official[name]
-    outputs = shared / "metrics" / name
-    references = metrics.read_references(shared / "metrics" / row["references"], outputs)
-    scores = metrics.evaluate(references, metrics.read_outputs(outputs))
-    assert (f"{scores['BLEU']:.4f}", f"{scores['NIST']:.4f}") == (row["BLEU"], row["NIST"])
-
-
-def test_scores_of_the_next_issue_are_none_and_not_another_variant():
-    scores = metrics.evaluate([["a pub"]], ["a pub"])
-    assert tuple(scores) == metrics.METRICS == ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
-    assert scores["METEOR"] is scores["ROUGE_L"] is scores["CIDEr"] is None
+@pytest.mark.parametrize("references", ["references.txt", "testset_w_refs.csv", "adversarial/references"])
+def test_scores_equal_the_official_ones_to_four_decimals(references, official, shared):
+    """Of the corpora, and of each segment where there are official scores of segments."""
+    scorer = None
+    for name, row in official.items():
+        if not row["references"].startswith(references):
+            continue
+        outputs = shared / "metrics" / name
+        (corpus,) = metrics.read_corpora(shared / "metrics" / row["references"], [outputs])
+        if scorer is None or scorer.references != corpus.references:
+            scorer = metrics.Scorer(corpus.references)
+        scores, segments = scorer.score(corpus.outputs)
+        computed = [metric for metric in metrics.METRICS if metric != "METEOR"]
+        assert [f"{scores[metric]:.4f}" for metric in computed] == [row[metric] for metric in computed], name
+        path = shared / "metrics" / "segments" / f"{name}.tsv"
+        if path.exists():
+            for i, line in enumerate(path.read_text(encoding="utf-8").split("\n")[1:-1]):
+                values = [*mteval.segment_scores(corpus.references[i], corpus.outputs[i])]
+                values += [segments[metric] and segments[metric][i] for metric in metrics.METRICS[2:]]
+                theirs = line.split("\t")[2:]
+                ours = [t if v is None else f"{v:.4f}" for v, t in zip(values, theirs, strict=True)]
+                assert ours == theirs, (name, i)
 
 
 # --- The tokenizer
@@ -87,6 +96,16 @@ def test_tokenizer_follows_the_rules_of_mteval(text, tokens):
     assert mteval.tokenize(text) == tokens
 
 
+@patient
+@given(st.text(st.sampled_from("a9.,-'£A &|")))
+def test_words_can_be_cut_one_by_one(text):
+    """The rules of mteval, applied to the whole text."""
+    whole = f" {text} ".lower()
+    for pattern, replacement in mteval.SPLITS:
+        whole = pattern.sub(replacement, whole)
+    assert mteval.tokenize(text) == whole.split()
+
+
 # --- BLEU
 
 sentences = st.lists(st.sampled_from("abcde"), min_size=4, max_size=12)
@@ -98,7 +117,7 @@ segments = st.lists(st.tuples(st.lists(sentences, min_size=1, max_size=4), sente
 def test_bleu_equals_nltk_where_nltk_is_exact(corpus):
     """nltk counts one n-gram too many for an output of fewer than n tokens, and is 0 where no token matches."""
     references, outputs = zip(*corpus)
-    counts = mteval.count(references, outputs)
+    counts = mteval.count(mteval.count_references(references), outputs)
     assume(counts.matched)
     theirs = corpus_bleu(references, outputs, smoothing_function=SmoothingFunction().method3)
     assert mteval.bleu(counts) == pytest.approx(theirs, rel=1e-12)
@@ -148,7 +167,7 @@ def test_nist_weighs_n_grams_by_the_references_of_all_segments():
 def test_nist_takes_the_mean_length_over_all_references():
     # Mean length (3 * 2 + 8) / 4 = 3.5, so 7 for two segments; averaged segment by segment it would be 2 + 8 = 10.
     counts = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c d e f g"])
-    assert counts.output_ngrams[1] / (counts.reference_tokens / counts.references_per_segment) == 1.0
+    assert mteval.nist(counts) == pytest.approx((2 * math.log2(14 / 3) + 5 * math.log2(14)) / 7)
     shorter = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c"])
     unpunished = (2 * math.log2(14 / 3) + math.log2(14)) / 3
     penalty = math.exp(math.log(0.5) * (math.log(3 / 7) / math.log(1.5)) ** 2)
@@ -156,7 +175,9 @@ def test_nist_takes_the_mean_length_over_all_references():
 
 
 def test_nist_counts_no_reference_without_tokens():
-    assert counts_of([["a b", ""], ["a b", "a"]], ["", ""]).references_per_segment == 1.5
+    outputs = ["a", "a b"]
+    with_empty, without = counts_of([["a b", ""], ["c a b"]], outputs), counts_of([["a b"], ["c a b"]], outputs)
+    assert mteval.nist(with_empty) == mteval.nist(without)
 
 
 def test_nist_has_perls_quirk_for_the_token_zero():
@@ -165,7 +186,25 @@ def test_nist_has_perls_quirk_for_the_token_zero():
     assert (quirk, plain) == (1 + 1, 1)  # info("0 a") is log2(2 / 1), info("1 a") is log2(1 / 1)
 
 
-# --- Properties of both
+# --- Scores of segments
+
+
+def test_scores_of_segments_are_those_of_the_port_to_python():
+    bleu, smoothed, nist = mteval.segment_scores(["0 B c É e f", "0 b"], "0 b C é e")
+    # 5 tokens, closest to 6; all n-grams match; no quirk for "0"; É is lower-cased
+    brevity = math.exp(1 - 6 / 5)
+    assert (bleu, smoothed) == (pytest.approx(brevity), pytest.approx(brevity))
+    words = (2 * math.log2(8 / 2) + 3 * math.log2(8)) / 5
+    assert nist == pytest.approx(words + math.log2(2) / 4 + math.log2(2) / 3)  # c after b, and after 0 b
+
+
+@pytest.mark.parametrize("output", ["", "a", "a b", "a b c", "a b c d"])
+def test_segments_too_short_for_the_official_script_have_scores(output):
+    for references in (["a b c d e"], [""], [output, ""]):
+        assert all(0 <= score < math.inf for score in mteval.segment_scores(references, output))
+
+
+# --- Properties of all
 
 words = st.sampled_from(["a", "b", "The", "pub", "£20-25", ".", "é", "3,000", "0"])
 texts = st.lists(words, max_size=8).map(" ".join)
@@ -173,7 +212,13 @@ corpora = st.lists(st.tuples(st.lists(texts, min_size=1, max_size=4), texts), mi
 
 
 def assert_same(ours, theirs):
-    assert (ours["BLEU"], ours["NIST"]) == pytest.approx((theirs["BLEU"], theirs["NIST"]), rel=1e-12, abs=1e-12)
+    for metric in set(metrics.METRICS) - {"METEOR"}:
+        assert ours[metric] == pytest.approx(theirs[metric], rel=1e-12, abs=1e-12)
+
+
+def assert_sound(scores):
+    for metric, highest in zip(metrics.METRICS, (1, math.inf, 1, 1, 10)):
+        assert scores[metric] is None or 0 <= scores[metric] <= highest + 1e-12 and scores[metric] < math.inf
 
 
 @patient
@@ -194,15 +239,15 @@ def test_the_order_of_references_does_not_matter(corpus, rng):
 
 @patient
 @given(st.lists(st.lists(st.lists(words, min_size=4, max_size=9).map(" ".join), min_size=1, max_size=3), min_size=1))
-def test_outputs_equal_to_a_reference_have_a_bleu_of_one(references):
-    assert metrics.evaluate(references, [group[-1] for group in references])["BLEU"] == pytest.approx(1.0)
+def test_outputs_equal_to_a_reference_have_a_bleu_and_a_rouge_of_one(references):
+    scores = metrics.evaluate(references, [group[-1] for group in references])
+    assert (scores["BLEU"], scores["ROUGE_L"]) == (pytest.approx(1.0), pytest.approx(1.0))
 
 
 @patient
 @given(st.lists(st.tuples(st.lists(st.text(), min_size=1, max_size=3), st.text()), min_size=1, max_size=4))
 def test_any_text_has_scores(corpus):
-    scores = metrics.evaluate(*zip(*corpus))
-    assert 0 <= scores["BLEU"] <= 1 and 0 <= scores["NIST"] < math.inf
+    assert_sound(metrics.evaluate(*zip(*corpus)))
 
 
 @pytest.mark.parametrize(
@@ -210,8 +255,8 @@ def test_any_text_has_scores(corpus):
 )
 def test_odd_outputs_have_scores(output):
     for references in ([["a cheap pub ."]], [[""]], [[output, ""]]):
-        scores = metrics.evaluate(references, [output])
-        assert 0 <= scores["BLEU"] <= 1 and 0 <= scores["NIST"] < math.inf
+        assert_sound(metrics.evaluate(references, [output]))
+        assert_sound(metrics.evaluate(references * 2, [output, "a pub"]))
 
 
 @pytest.mark.parametrize(
@@ -285,9 +330,18 @@ def test_outputs_without_sources_are_paired_by_the_order_of_a_table(tmp_path, na
 
 
 def run(*arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "metrics", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8")
+    """What `python -m metrics` would do, but in this process: its exit status, stdout and stderr."""
+    before, status, stdout, stderr = os.getcwd(), 0, io.StringIO(), io.StringIO()
+    os.chdir(cwd)
+    try:
+        with mock.patch("sys.argv", ["metrics", *arguments]), redirect_stdout(stdout), redirect_stderr(stderr):
+            run_command(main.main)
+    except SystemExit as end:  # a str as its code goes to stderr, and the status is 1
+        status = int(isinstance(end.code, str)) or end.code or 0
+        stderr.write(f"{end.code}\n" if isinstance(end.code, str) else "")
+    finally:
+        os.chdir(before)
+    return SimpleNamespace(returncode=status, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 @pytest.fixture
@@ -304,7 +358,7 @@ def test_json_of_one_file_is_an_object_and_nothing_else(small):
     sentences = metrics.read_outputs(small / "good.txt")
     assert (result.returncode, result.stderr) == (0, "")
     assert scores == metrics.evaluate([[sentence] for sentence in sentences], sentences)
-    assert scores["BLEU"] == 1.0 and scores["METEOR"] is None
+    assert tuple(scores) == metrics.METRICS and scores["BLEU"] == 1.0
 
 
 def test_json_of_several_files_is_a_list(small):
@@ -313,16 +367,50 @@ def test_json_of_several_files_is_a_list(small):
     assert len(scores) == 3 and scores[0] == scores[2] and scores[0]["BLEU"] < scores[1]["BLEU"] == 1.0
 
 
-def test_table_has_a_row_for_each_file_and_says_what_is_missing(small):
+def test_table_has_a_row_for_each_file_and_says_what_was_computed(small):
     lines = run("ref.txt", "good.txt", "bad.txt", cwd=small).stdout.splitlines()
     assert lines[0].split() == ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
-    assert lines[1].split()[:2] == ["good.txt", "100.00"] and lines[1].split()[3:] == ["-", "-", "-"]
-    assert lines[2].split()[0] == "bad.txt"
-    assert lines[3:] == ["Not implemented yet: METEOR, ROUGE-L, CIDEr."]
+    cells = lines[1].split()
+    assert cells[:2] == ["good.txt", "100.00"] and cells[4] == "100.00" and float(cells[5]) > 7
+    assert lines[2].split()[0] == "bad.txt" and lines[3] == ""
+    digest = hashlib.sha256((small / "ref.txt").read_bytes()).hexdigest()[:16]
+    assert lines[6] == f"2 references in 2 groups: ref.txt, SHA-256 {digest}."
+    assert lines[7:] == ([metrics.meteor.HOW_TO_GET] if cells[3] == "-" else [])
 
 
-def test_help_shows_an_example(small):
-    assert "Example:\n  python -m metrics" in run("--help", cwd=small).stdout
+def test_references_are_prepared_once_for_several_files(small):
+    with mock.patch.object(main, "Scorer", wraps=metrics.Scorer) as scorer:
+        run("ref.txt", "good.txt", "bad.txt", cwd=small)
+    assert scorer.call_count == 1
+
+
+def test_tables_in_another_order_have_other_references(tmp_path):
+    write(tmp_path / "ref.csv", REFERENCE_TABLE)
+    write(tmp_path / "xy.tsv", "mr\toutput\nx\ta\ny\tc\n")
+    write(tmp_path / "yx.tsv", "mr\toutput\ny\tc\nx\ta\n")
+    one, other = json.loads(run("ref.csv", "xy.tsv", "yx.tsv", "--json", cwd=tmp_path).stdout)
+    assert one["ROUGE_L"] == other["ROUGE_L"] == 1.0
+
+
+def test_segments_are_written_as_the_official_script_does(tmp_path):
+    write(tmp_path / "ref.csv", REFERENCE_TABLE)
+    write(tmp_path / "out.tsv", "mr\toutput\nx\tthe b\ny\tc\n")
+    result = run("ref.csv", "out.tsv", "--segments", "segments.tsv", cwd=tmp_path)
+    lines = [line.split("\t") for line in (tmp_path / "segments.tsv").read_text(encoding="utf-8").split("\n")]
+    assert result.returncode == 0 and lines[0] == "src sys_out BLEU sentBLEU NIST METEOR ROUGE_L CIDEr".split()
+    assert lines[1][:2] == ["x", "the b"] and lines[2][:2] == ["y", "c"] and lines[3] == [""]
+    assert lines[2][6] == "1.0000" and all(len(line) == 8 for line in lines[:3])
+
+
+def test_segments_of_several_files_or_to_nowhere_are_mistakes(small):
+    several = run("ref.txt", "good.txt", "bad.txt", "--segments", "s.tsv", cwd=small)
+    nowhere = run("ref.txt", "good.txt", "--segments", "ref.txt/s.tsv", cwd=small)
+    for result in (several, nowhere):
+        assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_help_shows_an_example():
+    assert "Example:\n  python -m metrics" in run_python("-m", "metrics", "--help").stdout
 
 
 TABLE = "mr\toutput\nx\ta\n"

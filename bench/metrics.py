@@ -1,0 +1,56 @@
+"""What an evaluation costs: the time of a call with one file of outputs and with two, its memory; the official script's.
+
+    python bench/metrics.py REFERENCES OUTPUTS OTHER_OUTPUTS [--official e2e-metrics/measure_scores.py]
+
+The first call may have METEOR's paraphrases to look up for new references; the others find them in its cache.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import run_command  # noqa: E402
+
+
+def seconds(*command, cwd=ROOT):
+    """How long a command takes, start of its Python included. What it prints to stdout is not shown."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], cwd=cwd, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("references", metavar="REFERENCES", type=Path)
+    parser.add_argument("outputs", metavar="OUTPUTS", type=Path)
+    parser.add_argument("other", metavar="OTHER_OUTPUTS", type=Path)
+    parser.add_argument("--official", type=Path, help="measure_scores.py of e2e-metrics; it needs Java, Perl, XML::Twig")
+    parser.add_argument("--repeats", type=int, default=5, help="calls of which the fastest counts (default: 5)")
+    args = parser.parse_args()
+    references, outputs, other = (str(path.resolve()) for path in (args.references, args.outputs, args.other))
+
+    call = ["-m", "metrics", references, outputs]
+    first = seconds(*call)
+    one = min(seconds(*call) for _ in range(args.repeats))
+    two = min(seconds(*call, other) for _ in range(args.repeats))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kB on Linux
+    print(f"{'the first call':<32}{first:8.2f} s")
+    print(f"{'one file of outputs':<32}{one:8.2f} s")
+    print(f"{'each further one in the call':<32}{two - one:8.2f} s")
+    print(f"{'memory at the peak':<32}{peak:8.2f} GiB")
+    if args.official:
+        script = args.official.resolve()
+        theirs = min(seconds(str(script), references, outputs, cwd=script.parent) for _ in range(args.repeats))
+        print(f"{'the official script, one file':<32}{theirs:8.2f} s, {theirs / one:.0f} times as long")
+
+
+if __name__ == "__main__":
+    run_command(main)
