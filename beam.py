@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from common import InputError, run_command
+from gpt2 import Growing
 
 
 DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
@@ -96,47 +97,66 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
 
 
 def search_batch(model, prompts, past, searches, num_beams, max_new_tokens, length_penalty, banned, bar):
-    """Runs `searches` to their ends, one for each of `prompts`."""
+    """Runs `searches` to their ends, one for each of `prompts`.
+
+    The beams of a search are so many queries against the keys and values of one row: those of the prefix and of its
+    prompt, computed once and shared, and behind them those of all that its beams ever wrote. Which of them a beam may
+    see, its own tokens and no others, is the mask's affair; so what grows out of what changes the mask alone, and no
+    key or value is ever copied from beam to beam.
+    """
     device = model.wte.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # padded on the right
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
     P = 0 if past is None else past[0][0].shape[2]
-    features, past = model.features(tokens.to(device), past)
-    logits = model.logits(features[torch.arange(len(prompts)), lengths - 1])  # [B, n_vocab], after each last token
-    mask = torch.arange(P + tokens.shape[1], device=device) < P + lengths[:, None]  # [B, P + T]: what is no padding
+    real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [B, T]
+    is_last = torch.arange(tokens.shape[1], device=device) == lengths[:, None] - 1  # [B, T]
+    features, past = model.features(tokens.to(device), past, real=real, wanted=is_last)  # [B, n_embd]
+    past = [(Growing(key), Growing(value)) for key, value in past]
+    logits = model.logits(features)[:, None]  # [B, 1, n_vocab]
+    mask = torch.cat([real.new_ones(len(prompts), P), real], dim=1)[:, None]  # [B, beams, P + T]; 1 beam, k from now on
+    own = torch.eye(num_beams, dtype=torch.bool, device=device)  # of the newest tokens a beam sees its own
 
     for length in range(1, max_new_tokens + 1):
-        log_probs = torch.log_softmax(logits.float(), -1)  # [searches * beams, n_vocab]
-        log_probs[:, banned] = -torch.inf
-        n_vocab = log_probs.shape[1]
-        scores = torch.tensor([search.scores for search in searches], device=device)  # [searches, beams]
-        candidates = (scores.view(-1, 1) + log_probs).view(len(searches), -1)  # each beam with each token behind it
-        top_scores, top = candidates.topk(2 * num_beams)  # each [searches, 2 * num_beams], best first
-        beams, chosen = top // n_vocab, top % n_vocab
+        log_probs = torch.log_softmax(logits.float(), -1)  # [B, beams, n_vocab]
+        log_probs[..., banned] = -torch.inf
+        scores = torch.tensor([search.scores for search in searches], device=device)  # [B, beams]
+        candidates = (scores[..., None] + log_probs).flatten(1)  # [B, beams * n_vocab]: each beam with each token
+        top_scores, top = candidates.topk(2 * num_beams)  # each [B, 2 * num_beams], best first
+        beams, chosen = top // log_probs.shape[2], top % log_probs.shape[2]
 
-        going_on, rows = [], []  # rows: which row of the cache each new beam goes on from
+        grown_from = []  # for each search, out of which old beam each new one grew
         top_scores, beams, chosen = top_scores.tolist(), beams.tolist(), chosen.tolist()
-        for i, search in enumerate(searches):
-            grown_from = search.grow(zip(top_scores[i], beams[i], chosen[i]), length, length == max_new_tokens,
-                                     model.config.eos_token, num_beams, length_penalty)
-            if grown_from:
-                going_on.append(search)
-                rows += [i * scores.shape[1] + beam for beam in grown_from]
-            else:
-                bar.update()
-        searches = going_on
-        if not searches:
+        for row, search in enumerate(searches):
+            grown_from.append(search.grow(zip(top_scores[row], beams[row], chosen[row]), length,
+                                          length == max_new_tokens, model.config.eos_token, num_beams, length_penalty))
+        rows = rows_that_stay(grown_from)
+        bar.update(len(searches) - len(rows))
+        if not rows:
             break
+        if len(rows) < len(searches):
+            searches, lengths = [searches[row] for row in rows], lengths[rows]
+            for layer in past:
+                for tensor in layer:
+                    tensor.keep(rows)
+        grown_from = torch.tensor([grown_from[row] for row in rows], device=device)  # [B, k]
+        mask = mask[torch.tensor(rows, device=device)[:, None], grown_from]  # [B, k, P + T + all that was written]
+        mask = torch.cat([mask, own.expand(len(rows), -1, -1)], dim=2)
+        newest = torch.tensor([[beam[-1] for beam in search.beams] for search in searches], device=device)  # [B, k]
+        logits = model(newest, past, positions=P + lengths[:, None] + length - 1, mask=mask)  # [B, k, n_vocab]
 
-        rows = torch.tensor(rows, device=device)
-        past = [(key[rows], value[rows]) for key, value in past]
-        lengths = lengths[rows]
-        mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], dim=1)
-        newest = torch.tensor([[beam[-1]] for search in searches for beam in search.beams], device=device)
-        logits, past = model(newest, past, positions=P + lengths[:, None] + length - 1, mask=mask, return_past=True)
-        logits = logits[:, -1]  # [searches * num_beams, 1, n_vocab] -> [searches * num_beams, n_vocab]
+
+def rows_that_stay(grown_from):
+    """The rows of the searches that go on, in an order in which few move: the last ones take the places of the ended.
+
+    >>> rows_that_stay([[0, 1], [], [1, 0], [0, 0]])
+    [0, 3, 2]
+    """
+    going_on = [row for row, grown in enumerate(grown_from) if grown]
+    stay = set(range(len(going_on))) & set(going_on)
+    movers = [row for row in going_on if row not in stay]
+    return [row if row in stay else movers.pop() for row in range(len(going_on))]
 
 
 def banned_tokens(tokenizer):
@@ -155,7 +175,7 @@ def add_decoder_arguments(parser):
                         help="the longest sentence, in tokens (default: %(default)s)")
     parser.add_argument("--decode-batch-size", type=int, default=64, metavar="N",
                         help="tables described at once; fewer need less memory (default: %(default)s)")
-    parser.add_argument("--device", default="auto", 
+    parser.add_argument("--device", default="auto",
                         help="auto (default: a GPU where there is one), cpu, cuda, mps, ...")
 
 

@@ -65,6 +65,28 @@ SIZES = {
 }
 
 
+class Layout:
+    """How a batch [B, T] becomes one long row of N tokens, and back.
+
+    Everything but attention works on single tokens. It works on the row, which leaves out the padding: in E2E's random
+    batches of 10 that is 28% of all.
+    """
+
+    def __init__(self, shape, real):
+        self.shape = shape  # (B, T)
+        # [N]: where in [B * T] the row's tokens stand; real: bool [B, T], or None where there is no padding
+        self.places = None if real is None else real.flatten().nonzero()[:, 0]
+
+    def pack(self, x):
+        x = x.flatten(0, 1)  # [B, T, n] -> [B * T, n]
+        return x if self.places is None else x[self.places]  # -> [N, n]
+
+    def unpack(self, x):
+        if self.places is not None:
+            x = x.new_zeros(self.shape.numel(), x.shape[1]).index_copy(0, self.places, x)  # [N, n] -> [B * T, n]
+        return x.unflatten(0, self.shape)  # -> [B, T, n]
+
+
 class Affine(nn.Module):
     """y = x W + b, with W [n_in, n_out] the way round in which OpenAI's checkpoints hold it."""
 
@@ -74,7 +96,45 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x):
-        return F.linear(x, self.weight.T, self.bias)  # [..., n_in] -> [..., n_out]
+        return torch.addmm(self.bias, x, self.weight)  # [N, n_in] -> [N, n_out]
+
+
+def concatenate(past, present):
+    """Keys (or values) of the past, [B or 1, n_head, P, head_dim], then those of the present, [B, n_head, T, ...]."""
+    if isinstance(past, Growing):
+        return past.append(present)
+    return torch.cat([past.expand(len(present), -1, -1, -1), present], dim=2)  # [B, n_head, P + T, head_dim]
+
+
+class Growing:
+    """Keys (or values) of a past that grows token by token: a tensor with room at its end, so that each step copies
+    what is new, and not all that was there. For a past that needs no gradient."""
+
+    ROOM = 64  # tokens
+
+    def __init__(self, tensor):
+        self.data, self.length = tensor, tensor.shape[2]
+
+    @property
+    def shape(self):
+        B, n_head, _, head_dim = self.data.shape
+        return torch.Size((B, n_head, self.length, head_dim))
+
+    def append(self, present):
+        end = self.length + present.shape[2]
+        if end > self.data.shape[2]:
+            longer = self.data.new_empty(*self.data.shape[:2], end + self.ROOM, self.data.shape[3])
+            longer[:, :, : self.length] = self.data[:, :, : self.length]
+            self.data = longer
+        self.data[:, :, self.length : end] = present
+        self.length = end
+        return self.data[:, :, :end]
+
+    def keep(self, rows):
+        """Makes row rows[i] row i. Only rows that change their place are copied: give them in such an order."""
+        moved = [i for i, row in enumerate(rows) if row != i]
+        self.data[moved] = self.data[[rows[i] for i in moved]]
+        self.data = self.data[: len(rows)]
 
 
 class Attention(nn.Module):
@@ -86,15 +146,15 @@ class Attention(nn.Module):
         self.c_attn = Affine(config.n_embd, 3 * config.n_embd)
         self.c_proj = Affine(config.n_embd, config.n_embd)
 
-    def forward(self, x, past, visible):
-        B, T, n_embd = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, n_embd // self.n_head)  # [B, T, 3, n_head, head_dim]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, n_head, T, head_dim]
+    def forward(self, x, past, visible, layout):
+        parts = self.c_attn(x).chunk(3, dim=1)  # [N, n_embd] -> [N, 3 * n_embd] -> three times [N, n_embd]
+        q, k, v = (layout.unpack(part).unflatten(2, (self.n_head, -1)).transpose(1, 2) for part in parts)
+        # each [N, n_embd] -> [B, T, n_embd] -> [B, T, n_head, head_dim] -> [B, n_head, T, head_dim]
         if past is not None:  # here a prefix steers the model: its keys and values stand in front of the tokens' own
-            k, v = (torch.cat([before.expand(B, -1, -1, -1), now], dim=2) for before, now in zip(past, (k, v)))
+            k, v = (concatenate(before, now) for before, now in zip(past, (k, v)))
         # k and v are [B, n_head, P + T, head_dim] from here on
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # softmax(q k^T / sqrt(head_dim)) v
-        x = x.transpose(1, 2).reshape(B, T, n_embd)  # [B, n_head, T, head_dim] -> [B, T, n_embd]
+        x = layout.pack(x.transpose(1, 2).flatten(2))  # [B, n_head, T, head_dim] -> [B, T, n_embd] -> [N, n_embd]
         return self.c_proj(x), (k, v)
 
 
@@ -107,7 +167,7 @@ class MLP(nn.Module):
         self.c_proj = Affine(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # [B, T, n_embd] -> 4 * n_embd -> n_embd
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # [N, n_embd] -> 4 * n_embd -> n_embd
 
 
 class Block(nn.Module):
@@ -120,9 +180,11 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, past, visible):
-        attended, present = self.attn(self.ln_1(x), past, visible)
+    def forward(self, x, past, visible, layout, wanted=None):
+        attended, present = self.attn(self.ln_1(x), past, visible, layout)
         x = x + attended
+        if wanted is not None:  # in the last layer: from here on no token needs another
+            x = x[wanted]  # [N, n_embd] -> [M, n_embd]
         x = x + self.mlp(self.ln_2(x))
         return x, present
 
@@ -152,35 +214,46 @@ class GPT2(nn.Module):
         tokens     int [B, T]
         past       None, or for each layer (key, value), each [B or 1, n_head, P, head_dim]
         positions  int [B or 1, T]; by default P, P + 1, ..., P + T - 1
-        mask       bool [B, P + T], False where a past or present token is padding that no token may look at.
-                   Rows padded on the right need none: padding there comes after all that matters.
+        mask       bool [B, P + T], False where a past or present token is padding that no token may look at; or
+                   [B, T, P + T], with a row for each token that looks. A batch padded on the right needs none: its
+                   padding comes after all that matters.
         returns    logits [B, T, n_vocab]; with return_past also the past that the next tokens need, of length P + T
-        Raises InputError where P + T is more than n_ctx, or not what the mask covers.
+        Raises InputError where the positions end beyond n_ctx, or P + T is not what the mask covers.
         """
         x, past = self.features(tokens, past, positions, mask)
         logits = self.logits(x)
         return (logits, past) if return_past else logits
 
-    def features(self, tokens, past=None, positions=None, mask=None):
-        """What `forward` computes before the logits: (features [B, T, n_embd], past of length P + T)."""
+    def features(self, tokens, past=None, positions=None, mask=None, real=None, wanted=None):
+        """What `forward` computes before the logits: (features [B, T, n_embd], past of length P + T).
+
+        real       bool [B, T], False for padding on the right, on which no work is to be done: its features are 0
+        wanted     bool [B, T]: the M tokens whose features are wanted; these alone are returned, [M, n_embd], and
+                   behind the last attention no work is done for the others
+        """
         T = tokens.shape[1]
         P = 0 if past is None else past[0][0].shape[2]
-        if P + T > self.config.n_ctx:
-            raise InputError(f"{P} past and {T} new tokens are more than the model's n_ctx of {self.config.n_ctx}")
         if positions is None:
+            if P + T > self.config.n_ctx:
+                raise InputError(f"{P} past and {T} new tokens are more than the model's n_ctx of {self.config.n_ctx}")
             positions = torch.arange(P, P + T, device=tokens.device)[None]  # [1, T]
         # Token t sees the whole past, the tokens before it and itself.
         visible = torch.ones(T, P + T, dtype=torch.bool, device=tokens.device).tril(P)  # [T, P + T]
         if mask is not None:
-            if mask.shape[1] != P + T:
-                raise InputError(f"the mask covers {mask.shape[1]} tokens, but {P} past and {T} new ones make {P + T}")
-            visible = visible & mask[:, None, None, :]  # [B, 1, T, P + T]
-        x = self.wte(tokens) + self.wpe(positions)  # [B, T] -> [B, T, n_embd]
+            if mask.shape[-1] != P + T:
+                raise InputError(f"the mask covers {mask.shape[-1]} tokens, but {P} past and {T} new ones make {P + T}")
+            visible = visible & (mask[:, None] if mask.dim() == 3 else mask[:, None, None])  # [B, 1, T, P + T]
+        layout = Layout(tokens.shape, real)
+        if wanted is not None:
+            wanted = layout.pack(wanted[:, :, None]).nonzero()[:, 0]  # [M]: where in the row they stand
+        x = layout.pack(self.wte(tokens) + self.wpe(positions))  # [B, T] -> [B, T, n_embd] -> [N, n_embd]
         presents = []
         for layer, block in enumerate(self.h):
-            x, present = block(x, past and past[layer], visible)
+            is_last = layer == self.config.n_layer - 1
+            x, present = block(x, past and past[layer], visible, layout, wanted if is_last else None)
             presents.append(present)
-        return self.ln_f(x), presents
+        x = self.ln_f(x)
+        return (layout.unpack(x) if wanted is None else x), presents
 
     def logits(self, x):
         """Features [..., n_embd] -> logits [..., n_vocab]; the embedding serves as the output layer, too."""

@@ -136,9 +136,9 @@ def learning_rate(step, steps, peak):
 def stream_loss(model, tokens, targets, first):
     """The mean loss a token of rows whose first tokens stand at the positions `first` int [B, 1]."""
     positions = first + torch.arange(tokens.shape[1], device=tokens.device)  # [B, T]
-    features, _ = model.features(tokens, positions=positions)
     counted = targets != NO_LOSS
-    return F.cross_entropy(model.logits(features[counted]), targets[counted])
+    features, _ = model.features(tokens, positions=positions, wanted=counted)  # [M, n_embd]
+    return F.cross_entropy(model.logits(features), targets[counted])
 
 
 @torch.no_grad()

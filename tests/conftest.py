@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import gpt2  # noqa: E402
 import prefix as prefix_module  # noqa: E402
+from bench.twins import hugging_face_twin, peft_twin  # noqa: E402, F401
 
 
 def shared_folder():
@@ -91,34 +92,6 @@ def pad_right(prompts):
     tokens = nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
-
-
-def hugging_face_twin(model):
-    """Hugging Face's GPT-2 with the same weights, in the same dtype."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = model.config
-    twin = GPT2LMHeadModel(GPT2Config(
-        vocab_size=config.n_vocab, n_positions=config.n_ctx, n_embd=config.n_embd, n_head=config.n_head,
-        n_layer=config.n_layer, eos_token_id=config.eos_token, bos_token_id=config.eos_token, pad_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )).to(model.wte.weight.dtype)
-    twin.transformer.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
-    return twin.eval()
-
-
-def peft_twin(twin, prefix):
-    """PEFT's prefix-tuning model around `hugging_face_twin(...)`, with the weights of a reparameterised `prefix`."""
-    from peft import PrefixTuningConfig, get_peft_model
-
-    length, hidden = len(prefix.embedding.weight), prefix.mlp[0].out_features
-    peft_model = get_peft_model(twin, PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=length, encoder_hidden_size=hidden, prefix_projection=True,
-    )).to(prefix.embedding.weight.dtype)
-    encoder = peft_model.prompt_encoder["default"]
-    encoder.embedding.load_state_dict(prefix.embedding.state_dict())
-    encoder.transform.load_state_dict(prefix.mlp.state_dict())
-    return peft_model.eval()
 
 
 def assert_close(ours, truth, tolerance=1e-9):

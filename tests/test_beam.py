@@ -1,5 +1,6 @@
 """Beam search against Hugging Face's `generate`, and against trying out every continuation."""
 
+import doctest
 import itertools
 import random
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from conftest import hugging_face_twin, peft_twin, random_model, random_past, random_prefix, random_prompts
 
-from beam import beam_search
+import beam
+from beam import beam_search, rows_that_stay
 from common import InputError
 from gpt2 import GPT2Config
 
@@ -222,3 +224,13 @@ def test_impossible_searches_are_refused(prompts, options, message):
 def test_as_many_beams_as_the_vocabulary_allows_work():
     results = beam_search(model_with_biases(0), [[1], [2, 3]], num_beams=28, banned=BANNED, max_new_tokens=3)
     assert [len(row) for row in results] == [28, 28]
+
+
+def test_of_the_rows_that_stay_only_those_beyond_the_new_end_move():
+    assert doctest.testmod(beam).failed == 0
+    draw = random.Random(0)
+    for _ in range(200):
+        grown_from = [draw.choice([[], [0]]) for _ in range(draw.randint(0, 9))]
+        rows = rows_that_stay(grown_from)
+        assert sorted(rows) == [row for row, grown in enumerate(grown_from) if grown]
+        assert all(row == place for place, row in enumerate(rows) if row < len(rows))

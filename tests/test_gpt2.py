@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
+from beam import rows_that_stay
 from common import InputError
 from e2e_data import NO_LOSS, make_batch
-from gpt2 import GPT2, SIZES, GPT2Config, generate
+from gpt2 import GPT2, SIZES, GPT2Config, Growing, generate
 
 SEEDS = range(20)
 
@@ -120,6 +121,82 @@ def test_ragged_prompts_continued_with_a_cache_equal_each_prompt_alone(seed):
         alone = torch.tensor([prompt + continuation])
         cache = prefix and hugging_face_cache(prefix, 1)
         assert_close(torch.stack(ours)[:, row], twin(alone, past_key_values=cache).logits[0, len(prompt) - 1 :])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_leaving_padding_out_changes_neither_features_nor_gradients(seed):
+    """Nor is any work done on it: position-wise layers see as many rows as there are real tokens."""
+    model, _, draw = model_and_twin(seed)
+    past = random_past(model.config, 3, 1, seed) if seed % 2 else None
+    tokens, real = pad_right(random_prompts(seed, model.config.n_vocab, draw.choices(range(1, 30), k=4)))
+    seen = []
+    model.h[0].mlp.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    features, gradients = [], []
+    for argument in (None, real):
+        x, _ = model.features(tokens, past, real=argument)
+        features.append(x)
+        gradients.append(torch.autograd.grad((x[real] ** 2).sum(), list(model.parameters())))
+    assert_close(features[1][real], features[0][real])
+    assert not features[1][~real].any()
+    for ours, truth in zip(*gradients):
+        assert_close(ours, truth)
+    assert seen == [tokens.numel(), real.sum()]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_features_of_wanted_tokens_are_those_of_all_and_so_are_gradients(seed):
+    """And behind the last attention there is no work for the others."""
+    model, _, draw = model_and_twin(seed)
+    past = random_past(model.config, 3, 1, seed) if seed % 2 else None
+    tokens, real = pad_right(random_prompts(seed, model.config.n_vocab, draw.choices(range(2, 30), k=4)))
+    wanted = real & (torch.rand(real.shape, generator=torch.Generator().manual_seed(seed)) < 0.5)
+    wanted[2, 0] = True
+    seen = []
+    model.h[-1].mlp.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    truth = model.features(tokens, past)[0][wanted]
+    for argument in (None, real):
+        ours, _ = model.features(tokens, past, real=argument, wanted=wanted)
+        assert_close(ours, truth)
+        for a, b in zip(*(torch.autograd.grad((x**2).sum(), list(model.parameters()), retain_graph=True)
+                          for x in (ours, truth))):
+            assert_close(a, b)
+    assert seen == [tokens.numel(), wanted.sum(), wanted.sum()]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@torch.no_grad()
+def test_a_growing_past_is_a_concatenated_one_also_when_rows_leave(seed):
+    model, _, draw = model_and_twin(seed)
+    tokens = torch.tensor(random_prompts(seed, model.config.n_vocab, [24] * 5))
+    _, past = model(tokens[:, :4], return_past=True)
+    growing = [(Growing(key), Growing(value)) for key, value in past]
+    at, first_room, Growing.ROOM = 4, Growing.ROOM, 3  # so that it grows several times
+    try:
+        for n_tokens in (1, 2, 7, 1, 5):
+            staying = draw.sample(range(len(tokens)), draw.randint(max(1, len(tokens) - 2), len(tokens)))
+            rows = rows_that_stay([[0] if row in staying else [] for row in range(len(tokens))])
+            tokens, past = tokens[rows], [(key[rows], value[rows]) for key, value in past]
+            for layer in growing:
+                for tensor in layer:
+                    tensor.keep(rows)
+            new = tokens[:, at : at + n_tokens]
+            truth, past = model(new, past, return_past=True)
+            assert_close(model(new, growing), truth, 1e-12)
+            at += n_tokens
+    finally:
+        Growing.ROOM = first_room
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@torch.no_grad()
+def test_a_mask_for_each_token_lets_several_continuations_share_a_past(seed):
+    model, _, draw = model_and_twin(seed)
+    (prompt,), continuations = random_prompts(seed, model.config.n_vocab, [7]), draw.sample(range(5), 3)
+    _, past = model(torch.tensor([prompt]), return_past=True)
+    mask = torch.cat([torch.ones(3, 7, dtype=torch.bool), torch.eye(3, dtype=torch.bool)], dim=1)[None]
+    ours = model(torch.tensor([continuations]), past, positions=torch.tensor([[7]]), mask=mask)[0]
+    for token, logits in zip(continuations, ours):
+        assert_close(logits, model(torch.tensor([[*prompt, token]]))[0, -1])
 
 
 @torch.no_grad()

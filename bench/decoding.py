@@ -1,0 +1,93 @@
+"""Decoding test tables with 5 beams, ours and transformers' `generate`, on the same weights; GPT-2 Medium's shape.
+
+    python bench/decoding.py --data e2e --tokenizer gpt2-medium
+
+<|endoftext|> is banned on both sides, so that both write the same number of tokens. `generate` gets batches of several
+sizes (padded on the left, as it asks for), and one table at a time.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from beam import beam_search  # noqa: E402
+from bench.training import peak_flops, wait  # noqa: E402
+from bench.twins import hugging_face_twin  # noqa: E402
+from common import run_command  # noqa: E402
+from e2e_data import encode_table, find_data, group_by_table, read_split  # noqa: E402
+from gpt2 import GPT2, SIZES, load_tokenizer, pick_device  # noqa: E402
+
+NUM_BEAMS = 5
+
+
+def their_search(twin, prompts, max_new_tokens, batch_size, device):
+    """What `generate` writes: for each prompt the tokens of the best hypothesis. Similar lengths go together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    written = {}
+    for at in range(0, len(order), batch_size):
+        rows = [torch.tensor(prompts[i]) for i in order[at : at + batch_size]]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left").to(device)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True,
+                                               padding_side="left").to(device)
+        output = twin.generate(input_ids=tokens, attention_mask=mask, num_beams=NUM_BEAMS, do_sample=False,
+                               max_new_tokens=max_new_tokens, bad_words_ids=[[twin.config.eos_token_id]])
+        written |= zip(order[at : at + batch_size], output[:, tokens.shape[1] :].tolist())
+    return [written[i] for i in range(len(prompts))]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Decoding with 5 beams: ours against transformers' generate.")
+    parser.add_argument("--model", default="gpt2-medium", choices=SIZES, help="the shape (default: gpt2-medium)")
+    parser.add_argument("--data", default="sample", metavar="e2e|sample|DIR", help="default: sample")
+    parser.add_argument("--tokenizer", default="tiny", metavar="NAME|DIR", help="default: tiny")
+    parser.add_argument("--tables", type=int, default=64, help="how many (default: 64)")
+    parser.add_argument("--max-new-tokens", type=int, default=30, help="that each gets (default: 30)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32], metavar="N",
+                        help="tables at once for generate, besides 1 (default: 8 16 32)")
+    parser.add_argument("--device", default="auto", help="default: auto")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    device = pick_device(args.device)
+    with device:
+        model = GPT2(SIZES[args.model]).eval()
+    twin = hugging_face_twin(model)
+    tokenizer = load_tokenizer(args.tokenizer)
+    tables = list(group_by_table(read_split(find_data(args.data), "test")))
+    prompts = [encode_table(tokenizer, table) for table in tables[:: len(tables) // args.tables][: args.tables]]
+    if len(prompts) < args.tables:
+        raise SystemExit(f"{args.data} has only {len(tables)} test tables")
+
+    def timed(search):
+        wait(device)
+        started = time.perf_counter()
+        written = search()
+        wait(device)
+        return time.perf_counter() - started, written
+
+    ours, our_tokens = timed(lambda: [best.tokens for best, *_ in beam_search(
+        model, prompts, num_beams=NUM_BEAMS, max_new_tokens=args.max_new_tokens, banned=[model.config.eos_token])])
+    peak = peak_flops(device)
+    # The linear layers alone, the output layer included: 2 for each weight and token (see bench/training.py).
+    weights = 12 * model.config.n_embd**2 * model.config.n_layer
+    tokens = sum(map(len, prompts)) + len(prompts) * NUM_BEAMS * (args.max_new_tokens - 1)
+    outputs = len(prompts) * (1 + NUM_BEAMS * (args.max_new_tokens - 1))
+    speed = 2 * (weights * tokens + model.wte.weight.numel() * outputs) / ours
+    print(f"{args.model}'s shape, {len(prompts)} tables of {args.data}, {NUM_BEAMS} beams, {args.max_new_tokens} new "
+          f"tokens, float32, {device} ({torch.get_num_threads()} threads)\n\n"
+          f"ours                      {ours:8.1f} s   {speed / 1e9:,.0f} GFLOP/s in linear layers, "
+          f"{speed / peak:.0%} of the machine's in matrix products", flush=True)
+    for batch_size in [*args.batch_sizes, 1]:
+        theirs, their_tokens = timed(lambda: their_search(twin, prompts, args.max_new_tokens, batch_size, device))
+        same = sum(a == b for a, b in zip(our_tokens, their_tokens))
+        print(f"generate, {batch_size:>3} at a time  {theirs:8.1f} s   {theirs / ours:.2f} times as long; {same} of "
+              f"{len(prompts)} sentences are the same", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
