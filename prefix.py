@@ -42,8 +42,25 @@ class Prefix(nn.Module):
         return as_past(self.numbers(), self.config)
 
 
+class LayerwisePrefix(Prefix):
+    """The same with a network for each layer, as a later re-implementation describes it."""
+
+    def __init__(self, config, length, hidden=800):
+        nn.Module.__init__(self)
+        self.config = config
+        self.embedding = nn.Embedding(length, config.n_embd)
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(config.n_embd, hidden), nn.Tanh(), nn.Linear(hidden, 2 * config.n_embd))
+            for _ in range(config.n_layer)
+        )
+
+    def numbers(self):
+        of_layers = [mlp(self.embedding.weight) for mlp in self.mlps]  # each [length, 2 * n_embd]
+        return torch.cat(of_layers, dim=1)  # [length, n_layer * 2 * n_embd]
+
+
 class BarePrefix(nn.Module):
-    """The prefix after training: its numbers and nothing else."""
+    """The numbers of a prefix and nothing else: after training, or trained directly."""
 
     def __init__(self, config, numbers):
         super().__init__()
@@ -65,6 +82,38 @@ def as_past(numbers, config):
     x = numbers.view(len(numbers), config.n_layer, 2, 1, config.n_head, config.head_dim)
     x = x.permute(1, 2, 3, 4, 0, 5)  # [P, n_layer, 2, 1, n_head, head_dim] -> [n_layer, 2, 1, n_head, P, head_dim]
     return [(key, value) for key, value in x]
+
+
+FORMS = {
+    "network": "made by one network for all layers (section 4.3)",
+    "per-layer": "made by a network for each layer",
+    "direct": "its numbers themselves are trained",
+}
+
+
+def make_prefix(form, model, length, hidden=None, words=None):
+    """A prefix to be trained, in one of FORMS.
+
+    hidden     the width of the networks (512 for "network", 800 for "per-layer")
+    words      tokens: a direct prefix starts from what the model makes of them, else from random numbers (section 7.4)
+    """
+    if form == "network":
+        return Prefix(model.config, length, hidden or 512)
+    if form == "per-layer":
+        return LayerwisePrefix(model.config, length, hidden or 800)
+    numbers = torch.randn(length, model.config.n_layer * 2 * model.config.n_embd)
+    return BarePrefix(model.config, activations(model, (words * length)[:length]) if words else numbers)
+
+
+@torch.no_grad()
+def activations(model, tokens):
+    """The keys and values that a model makes of `tokens`, as the numbers of a prefix [P, n_layer * 2 * n_embd].
+
+    With this prefix in front the model does what it does with these tokens in front.
+    """
+    _, past = model.features(torch.tensor([tokens], device=model.wte.weight.device))
+    x = torch.stack([torch.stack(layer) for layer in past])  # [n_layer, 2, 1, n_head, P, head_dim]
+    return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # as_past the other way round
 
 
 def save_prefix(prefix, folder, base):

@@ -14,8 +14,8 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import DynamicCache
 
 from common import InputError
-from gpt2 import SIZES, GPT2Config
-from prefix import Prefix, count, load_prefix, save_prefix
+from gpt2 import GPT2, SIZES, GPT2Config
+from prefix import BarePrefix, Prefix, activations, count, load_prefix, make_prefix, save_prefix
 
 SEEDS = range(12)
 
@@ -96,6 +96,61 @@ def test_twenty_steps_of_prefix_tuning_have_pefts_losses_and_leave_the_base_alon
     assert_close(torch.tensor(ours), torch.tensor(truth), 1e-7)
     assert ours[-1] < ours[3] - 0.05  # steps 3 and 19 see the same batch: it does learn
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The forms of a prefix
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_prefix_made_of_words_does_what_the_words_in_front_do(seed):
+    config = random_config(seed)
+    model, (words,) = random_model(config, seed), random_prompts(seed, config.n_vocab, [1 + seed % 5])
+    tokens, _ = ragged_batch(seed, config)
+    prefix = BarePrefix(config, activations(model, words))
+    in_front = torch.tensor([words]).expand(len(tokens), -1)
+    assert_close(model(tokens, prefix()), model(torch.cat([in_front, tokens], dim=1))[:, len(words) :], 1e-12)
+
+
+def test_words_are_repeated_to_the_length_of_the_prefix():
+    model = random_model(random_config(1), 1)
+    prefix = make_prefix("direct", model, 5, words=[1, 3])
+    assert torch.equal(prefix.numbers(), activations(model, [1, 3, 1, 3, 1]))
+    assert torch.equal(make_prefix("direct", model, 1, words=[1, 3]).numbers(), activations(model, [1]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_per_layer_each_layers_numbers_are_of_its_own_network(seed):
+    config = random_config(seed)
+    prefix = make_prefix("per-layer", random_model(config, seed), 3, hidden=7).double()
+    past = prefix()
+    assert len(past) == len(prefix.mlps) == config.n_layer
+    for layer, (key, value) in enumerate(past):
+        gradients = torch.autograd.grad((key * key + value * value).sum(), list(prefix.mlps.parameters()),
+                                        allow_unused=True, retain_graph=True)
+        touched = {number // 4 for number, gradient in enumerate(gradients) if gradient is not None and gradient.any()}
+        assert touched == {layer}  # four parameters a network
+        expected = prefix.mlps[layer](prefix.embedding.weight)  # [3, 2 * n_embd]: the key, then the value
+        for vectors, part in zip((key, value), expected.split(config.n_embd, dim=1)):
+            assert_close(vectors[0].transpose(0, 1).flatten(1), part)
+
+
+@pytest.mark.parametrize("form, trained", [
+    ("network", 5 * 1024 + (1024 + 1) * 512 + (512 + 1) * 24 * 2 * 1024),
+    ("per-layer", 5 * 1024 + 24 * ((1024 + 1) * 800 + (800 + 1) * 2 * 1024)),
+    ("direct", 5 * 24 * 2 * 1024),
+])
+def test_every_form_keeps_the_papers_numbers_and_opens_in_peft(form, trained, tmp_path):
+    with torch.device("meta"):
+        prefix = make_prefix(form, GPT2(SIZES["gpt2-medium"]), 5)
+    assert (count(prefix), prefix.numbers().numel()) == (trained, 245_760)
+    model = random_model(random_config(2), 2)
+    prefix = make_prefix(form, model, 4).double()
+    save_prefix(prefix, tmp_path, "base")
+    twin = PeftModel.from_pretrained(hugging_face_twin(model), tmp_path).double().eval()
+    tokens = torch.tensor(random_prompts(2, model.config.n_vocab, [9, 9]))
+    assert_close(model(tokens, prefix()), twin(tokens).logits, 1e-5)  # saved in float32
 
 
 # ---------------------------------------------------------------------------------------------------------------------
