@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import compare
 import metrics
 from beam import DECODER, add_decoder_arguments, banned_tokens, beam_search
 from common import InputError, run_command, sha256, write_aside
 from e2e_data import (NO_LOSS, data_file, encode_example, encode_table, find_data, group_by_table, is_known, make_batch,
                       read_split, shuffled_batches)
 from gpt2 import GPT2, OPENAI_FOLDERS, load_model, load_tokenizer, model_folder, pick_device, read_json, save_model
-from prefix import Prefix, count, load_prefix, save_prefix
+from prefix import FORMS, count, load_prefix, make_prefix, save_prefix
 
 PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation
     "paper, prefix-tuning": "69.7 8.81 46.1 71.4 2.49",
@@ -36,7 +37,7 @@ PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re
 }
 LEARNING_RATE = {"prefix": 8e-5, "finetune": 5e-5}  # the paper's
 TINY_LEARNING_RATE = {"prefix": 3e-3, "finetune": 1e-3}  # a small base wants more
-DEMO = {"model": "tiny", "data": "sample", "epochs": 5, "prefix_length": 50, "out": "runs/demo"}
+DEMO = {"model": "tiny", "data": "sample", "epochs": 5, "prefix_length": [50], "out": "runs/demo"}
 LOG_EVERY = 10  # steps
 
 
@@ -60,10 +61,16 @@ def example_loss(model, past, tokens, targets):
 
     tokens, targets: int [B, T] as `make_batch` gives them; past as `GPT2.forward` takes it.
     """
-    features, _ = model.features(tokens, past)  # [B, T, n_embd]
     counted = targets != NO_LOSS  # [B, T]
-    logits = model.logits(features[counted])  # [N, n_vocab]: only where there is loss, about half of the tokens
+    real = counted.flip(1).cumsum(1).flip(1) > 0  # [B, T]: behind the last loss of a row is only padding
+    features, _ = model.features(tokens, past, real=real, wanted=counted)  # [M, n_embd]
+    logits = model.logits(features)  # [M, n_vocab]: only where there is loss, about half of the tokens
     return F.cross_entropy(logits, targets[counted])
+
+
+def make_optimizer(module, lr):
+    """AdamW as Li & Liang use it, without weight decay; fused: one pass over all the numbers."""
+    return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.0, fused=True)
 
 
 def train(settings, model, prefix, encoded, validation, folder):
@@ -75,7 +82,7 @@ def train(settings, model, prefix, encoded, validation, folder):
     device = model.wte.weight.device
     trained = model if prefix is None else prefix
     model.requires_grad_(prefix is None)  # gradients pass through frozen weights, but are not computed for them
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=settings["lr"], weight_decay=0.0)
+    optimizer = make_optimizer(trained, settings["lr"])
     steps_per_epoch = -(-len(encoded) // settings["batch_size"])
     steps = min(steps_per_epoch * settings["epochs"], settings["max_steps"] or sys.maxsize)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)  # linear, down to 0
@@ -148,26 +155,6 @@ def batches_by_length(encoded, batch_size):
     """Examples in batches of similar lengths, so that little is padding."""
     encoded = sorted(encoded, key=lambda example: len(example[0]) + len(example[1]))
     return [encoded[at : at + batch_size] for at in range(0, len(encoded), batch_size)]
-
-
-def draw_losses(log, path):
-    """The figure of a run: training and validation loss against steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # draws to files, needs no screen
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-    axes.plot(*zip(*points), color="tab:blue", alpha=0.5, linewidth=1, label=f"training, mean of {LOG_EVERY} steps")
-    points = [(entry["step"], entry["validation_loss"]) for entry in log if "validation_loss" in entry]
-    axes.plot(*zip(*points), "o-", color="tab:orange", label="validation, after each epoch")
-    axes.set(xlabel="step", ylabel="loss a token (nats)", title=f"Run {path.parent.name}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with write_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=150)
-    pyplot.close(figure)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,7 +233,7 @@ def parse_arguments():
     )
     parser.add_argument("--mode", required=True, choices=("prefix", "finetune"), help="what is trained")
     parser.add_argument("--demo", action="store_true", help="other defaults: " + ", ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in DEMO.items()))
+        f"--{name.replace('_', '-')} {value[0] if isinstance(value, list) else value}" for name, value in DEMO.items()))
     parser.add_argument("--model", default="gpt2-medium", metavar="NAME|DIR", help="the base: tiny, gpt2, gpt2-medium, "
                         "gpt2-large, gpt2-xl (downloaded on first use) or a folder (default: %(default)s)")
     parser.add_argument("--data", default="e2e", metavar="e2e|sample|DIR",
@@ -258,14 +245,20 @@ def parse_arguments():
     parser.add_argument("--lr", type=float, metavar="RATE", help="AdamW's learning rate, which falls linearly to 0 "
                         f"(default: {LEARNING_RATE['prefix']} prefix, {LEARNING_RATE['finetune']} finetune, as in the "
                         f"paper; with tiny {TINY_LEARNING_RATE['prefix']} and {TINY_LEARNING_RATE['finetune']})")
-    parser.add_argument("--prefix-length", type=int, default=5, metavar="P", help="(default: %(default)s)")
-    parser.add_argument("--prefix-hidden", type=int, default=512, metavar="N",
-                        help="width of the network that makes the prefix (default: %(default)s)")
+    parser.add_argument("--prefix-length", type=int, nargs="+", default=[5], metavar="P",
+                        help="one or several: a run each, and a figure of score against length (default: 5)")
+    parser.add_argument("--prefix-form", default="network", choices=FORMS, help="; ".join(
+        f"{name}: {text}" for name, text in FORMS.items()) + " (default: %(default)s)")
+    parser.add_argument("--prefix-hidden", type=int, metavar="N",
+                        help="width of the networks that make the prefix (default: 512, per-layer 800)")
+    parser.add_argument("--prefix-words", metavar="TEXT", help="a direct prefix starts from what the model makes of "
+                        "these words, repeated to the prefix's length (default: random numbers)")
     parser.add_argument("--clip", type=float, default=1.0, metavar="NORM",
                         help="the most that the gradient's norm may be (default: %(default)s)")
     parser.add_argument("--max-steps", type=int, metavar="N",
                         help="stop after so many steps; the learning rate falls to 0 by then")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N",
+                        help="one or several: a run each, and their mean and spread (default: 0)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
                         help="bfloat16 is faster on a GPU (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch of the same command")
@@ -273,34 +266,49 @@ def parse_arguments():
     if "--demo" in sys.argv:
         parser.set_defaults(**DEMO)  # what is given on the command line wins
     args = parser.parse_args()
-    for name in ("epochs", "batch_size", "prefix_length", "prefix_hidden", "max_steps", "lr", "clip", "num_beams",
-                 "max_new_tokens", "decode_batch_size"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(args, name)}")
+    for name in ("epochs", "batch_size", "prefix_hidden", "max_steps", "lr", "clip", "num_beams", "max_new_tokens",
+                 "decode_batch_size", "prefix_length"):
+        values = getattr(args, name) if name == "prefix_length" else [getattr(args, name)]
+        if any(value is not None and not value > 0 for value in values):
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, but is {' '.join(map(str, values))}")
+    if args.prefix_form == "direct" and args.prefix_hidden:
+        raise InputError("--prefix-hidden: a direct prefix has no network")
+    if args.prefix_form != "direct" and args.prefix_words:
+        raise InputError("--prefix-words goes with --prefix-form direct")
     if args.lr is None:
         args.lr = (TINY_LEARNING_RATE if args.model == "tiny" else LEARNING_RATE)[args.mode]
     return args
 
 
-def prepare_folder(args):
-    """The run's folder and settings. Raises InputError where the folder holds a run already, unless it is to go on."""
-    names = ("mode", "model", "data", "epochs", "lr", "batch_size", "prefix_length", "prefix_hidden", "clip",
-             "max_steps", "seed", "dtype", *DECODER)
-    settings = {name: getattr(args, name) for name in names}
-    if (source := Path(args.model)).is_dir():
+def single_runs(args):
+    """`args` for each single run that is asked for: one for each length and seed, in a folder of its own."""
+    out = Path(args.out or f"runs/{args.mode}-{Path(args.model).name}-{Path(args.data).name}")
+    runs = []
+    for length in args.prefix_length if args.mode == "prefix" else args.prefix_length[:1]:
+        for seed in args.seed:
+            name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"
+            runs.append(argparse.Namespace(**vars(args) | {"prefix_length": length, "seed": seed, "out": out / name}))
+    if len(runs) == 1:
+        runs[0].out = out
+    return runs
+
+
+def prepare(run):
+    """The settings of a single run. Raises InputError where its folder holds one already that it cannot go on with."""
+    names = ("mode", "model", "data", "epochs", "lr", "batch_size", "prefix_length", "prefix_form", "prefix_hidden",
+             "prefix_words", "clip", "max_steps", "seed", "dtype", *DECODER)
+    settings = {name: getattr(run, name) for name in names}
+    if (source := Path(run.model)).is_dir():
         settings["model"] = str(source.resolve())  # so that the run finds its base from everywhere
-    folder = Path(args.out or f"runs/{args.mode}-{Path(args.model).name}-{Path(args.data).name}")
-    if (folder / "run.json").exists():
-        if not args.resume:
-            raise InputError(f"{folder} already holds a run; give another --out, or --resume to go on with it")
-        before = read_json(folder / "run.json")
+    if (run.out / "run.json").exists():
+        if not run.resume:
+            raise InputError(f"{run.out} already holds a run; give another --out, or --resume to go on with it")
+        before = read_json(run.out / "run.json")
         for name in names:
             if settings[name] != before.get(name):
-                raise InputError(f"{folder}/run.json was started with {name} {before.get(name)!r}, not "
+                raise InputError(f"{run.out}/run.json was started with {name} {before.get(name)!r}, not "
                                  f"{settings[name]!r}; --resume needs the same settings")
-    elif args.resume:
-        raise InputError(f"{folder} holds no run to go on with")
-    return folder, settings
+    return settings
 
 
 def peak_memory(device):
@@ -319,9 +327,9 @@ def write_json(folder, name, value):
     write_text(folder, name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def main():
-    args = parse_arguments()
-    folder, settings = prepare_folder(args)
+def train_and_score(args, settings):
+    """A single run, from the weights to its row of Table 1."""
+    folder = args.out
     device = pick_device(args.device)
     data_folder = find_data(args.data)
     tokenizer, model = load_tokenizer(args.model), load_model(args.model, device)
@@ -342,13 +350,16 @@ def main():
 
     write_json(folder, "run.json", settings)
     torch.manual_seed(args.seed)
-    prefix = Prefix(model.config, args.prefix_length, args.prefix_hidden).to(device) if args.mode == "prefix" else None
+    prefix = None
+    if args.mode == "prefix":
+        words = tokenizer.encode_ordinary(args.prefix_words) if args.prefix_words else None
+        prefix = make_prefix(args.prefix_form, model, args.prefix_length, args.prefix_hidden, words).to(device)
     size = count(model)
     trained, kept = (count(prefix), prefix.numbers().numel()) if prefix else (size, size)
     print(f"{args.mode}: {args.model} of {size:,} numbers on {device}; trained {trained:,}, kept {kept:,} "
           f"({kept / size:.2%}); {len(encoded['train']):,} examples", flush=True)
     log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
-    draw_losses(log, folder / "loss.png")
+    compare.draw_losses({f"{args.mode}, {args.model}, {args.data}": log}, folder / "loss.png")
     if prefix:
         base = args.model if args.model in OPENAI_FOLDERS else model_folder(args.model).resolve()
         save_prefix(prefix, folder, base)
@@ -366,6 +377,21 @@ def main():
     score_test_set(run, args.data, {name: settings[name] for name in DECODER}, args.decode_batch_size, folder, costs)
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
           f'  python beam.py --run {folder} "{examples["test"][0][0]}"')
+
+
+def main():
+    args = parse_arguments()
+    runs = single_runs(args)
+    if args.resume and not any((run.out / "run.json").exists() for run in runs):
+        raise InputError(f"{runs[0].out} holds no run to go on with")
+    settings = [prepare(run) for run in runs]  # a mistake in the last one shows at once
+    for run, its_settings in zip(runs, settings):
+        if len(runs) > 1:
+            print(f"\n--- {run.out}", flush=True)
+        if len(runs) == 1 or not (run.out / "scores.json").exists():  # of several, the finished ones are left alone
+            train_and_score(run, its_settings)
+    if len(runs) > 1:
+        compare.compare([run.out for run in runs], runs[0].out.parent)
 
 
 if __name__ == "__main__":

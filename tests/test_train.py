@@ -204,6 +204,43 @@ def test_resume_goes_on_and_refuses_other_settings(prefix_run, tmp_path):
     assert (folder / "outputs.txt").read_bytes() == (prefix_run[0] / "outputs.txt").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def several_runs(tmp_path_factory):
+    """Two lengths and two seeds from one command, of which one has not ended."""
+    folder = tmp_path_factory.mktemp("runs") / "several"
+    command = ("train.py", "--mode", "prefix", *QUICK, "--max-steps", 2, "--prefix-length", 1, 2, "--seed", 0, 1,
+               "--prefix-form", "direct", "--prefix-words", "a pub", "--out", folder)
+    done = run_python(*command)
+    assert done.returncode == 0, done.stderr
+    return folder, done, command
+
+
+def test_several_lengths_and_seeds_are_a_run_each_with_means_and_figures(several_runs):
+    folder, done, _ = several_runs
+    names = [f"length-{length}-seed-{seed}" for length in (1, 2) for seed in (0, 1)]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == names
+    for figure in ("losses.png", "curve.png"):
+        assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+    for length in (1, 2):
+        (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"prefix {length} direct, ")]
+        scores = [json.loads((folder / f"length-{length}-seed-{seed}/scores.json").read_text()) for seed in (0, 1)]
+        assert f"{50 * (scores[0]['BLEU'] + scores[1]['BLEU']):.2f}" in row and "mean of 2 seeds" in row
+
+
+def test_of_several_runs_only_those_that_have_not_ended_go_on(several_runs):
+    folder, _, command = several_runs
+    ended = folder / "length-1-seed-1"
+    before = (ended / "scores.json").stat().st_mtime_ns
+    shutil.rmtree(folder / "length-2-seed-0")  # one never began, and one was stopped while it was decoded
+    (folder / "length-2-seed-1" / "scores.json").unlink()
+    refused = run_python(*command)
+    assert refused.returncode == 1 and "length-1-seed-0 already holds a run" in refused.stderr
+    done = run_python(*command, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (ended / "scores.json").stat().st_mtime_ns == before
+    assert (folder / "length-2-seed-0" / "scores.json").exists() and "Going on from step 2 of 2" in done.stdout
+
+
 def test_bfloat16_trains_to_nearly_the_same_loss(small_run, tmp_path):
     settings, model, prefix, encoded = small_run
     start = {name: tensor.clone() for name, tensor in prefix.state_dict().items()}
@@ -224,6 +261,9 @@ def test_bfloat16_trains_to_nearly_the_same_loss(small_run, tmp_path):
     (["--device", "warp"], "the device 'warp' cannot be used here"),
     (["--prefix-length", "500"], "more than the 512 that tiny has"),
     (["--resume"], "holds no run to go on with"),
+    (["--prefix-length", "3", "0"], "--prefix-length must be above 0, but is 3 0"),
+    (["--prefix-form", "direct", "--prefix-hidden", "9"], "a direct prefix has no network"),
+    (["--prefix-words", "pub"], "--prefix-words goes with --prefix-form direct"),
 ])
 def test_a_mistake_on_the_command_line_is_one_line_and_leaves_no_folder(tmp_path, arguments, message):
     folder = tmp_path / "run"
