@@ -1,4 +1,4 @@
-"""What an evaluation costs: the time of a call with one file of outputs and with two, its memory; the official script's.
+"""What an evaluation costs: the time of a call with one file of outputs and with two, and its memory.
 
     python bench/metrics.py REFERENCES OUTPUTS OTHER_OUTPUTS [--official e2e-metrics/measure_scores.py]
 
@@ -32,7 +32,8 @@ def main():
     parser.add_argument("references", metavar="REFERENCES", type=Path)
     parser.add_argument("outputs", metavar="OUTPUTS", type=Path)
     parser.add_argument("other", metavar="OTHER_OUTPUTS", type=Path)
-    parser.add_argument("--official", type=Path, help="measure_scores.py of e2e-metrics; it needs Java, Perl, XML::Twig")
+    parser.add_argument("--official", type=Path, 
+                        help="e2e-metrics' measure_scores.py, to time it as well; it needs Java, Perl, XML::Twig")
     parser.add_argument("--repeats", type=int, default=5, help="calls of which the fastest counts (default: 5)")
     args = parser.parse_args()
     references, outputs, other = (str(path.resolve()) for path in (args.references, args.outputs, args.other))
