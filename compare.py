@@ -1,7 +1,7 @@
 """Puts runs side by side: their scores with mean and spread over seeds, what they cost, and the figures.
 
     python compare.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e     the rows of Table 1, costs, losses.png
-    python compare.py runs/prefix-tiny-e2e/*      runs of several lengths: also curve.png (the paper's Figure 2)
+    python compare.py runs/prefix-tiny-e2e/l*     runs of several lengths: also curve.png (the paper's Figure 2)
 """
 
 import argparse
@@ -115,12 +115,16 @@ def draw_losses(logs, path):
 
 def draw_curve(groups, path):
     """BLEU against prefix length, the mean of each group with a bar from its lowest to its highest (Figure 2)."""
-    points = sorted((runs[0].settings["prefix_length"], *mean_and_extremes(runs)) for runs in groups.values())
-    lengths, means, lowest, highest = zip(*points)
+    lines = {}  # what the runs of a line have in common -> (length, mean, lowest, highest) of each group
+    for runs in groups.values():
+        settings = runs[0].settings
+        name = f"{settings['model']} on {settings['data']}, {settings['prefix_form']}"
+        lines.setdefault(name, []).append((settings["prefix_length"], *mean_and_extremes(runs)))
     figure, axes = new_figure()
-    errors = [[mean - low for mean, low in zip(means, lowest)], [high - mean for mean, high in zip(means, highest)]]
-    settings = next(iter(groups.values()))[0].settings
-    axes.errorbar(lengths, means, errors, fmt="o-", capsize=3, label=f"{settings['model']} on {settings['data']}")
+    for name, points in lines.items():
+        lengths, means, lowest, highest = zip(*sorted(points))
+        bars = [[mean - low for mean, low in zip(means, lowest)], [high - mean for mean, high in zip(means, highest)]]
+        axes.errorbar(lengths, means, bars, fmt="o-", capsize=3, label=name)
     axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
               label="GPT-2 Medium on E2E, a re-implementation's outputs")
     axes.set(xlabel="prefix length", ylabel="BLEU", title="BLEU against prefix length")
