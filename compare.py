@@ -21,19 +21,9 @@ PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}
 class FinishedRun:
     """What a run's folder tells: its settings, scores and costs, and the lines of its log."""
 
-    folder: Path
     settings: dict
     scores: dict
     log: list
-
-    @property
-    def label(self):
-        """What tells it from other runs, but for its seed."""
-        settings = self.settings
-        if settings["mode"] == "finetune":
-            return f"finetune, {settings['model']}, {settings['data']}"
-        form = "" if settings["prefix_form"] == "network" else f" {settings['prefix_form']}"
-        return f"prefix {settings['prefix_length']}{form}, {settings['model']}, {settings['data']}"
 
 
 def read_run(folder):
@@ -42,57 +32,62 @@ def read_run(folder):
     if not (folder / "scores.json").exists():
         raise InputError(f"{folder} holds no finished run (scores.json is missing); train.py --resume goes on with one")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return FinishedRun(folder, read_json(folder / "run.json"), read_json(folder / "scores.json"), log)
+    return FinishedRun(read_json(folder / "run.json"), read_json(folder / "scores.json"), log)
 
 
-def group_by_label(runs):
-    """{label: the runs that differ in their seed alone}"""
+def group_runs(runs):
+    """{label: the runs that differ in their seed alone}; a label names the settings in which the groups differ."""
+    settings = [{name: value for name, value in run.settings.items() if name != "seed"} for run in runs]
+    first = settings[0]
+    differing = [name for name in first if any(other.get(name) != first[name] for other in settings)]
     groups = {}
-    for run in runs:
-        groups.setdefault(run.label, []).append(run)
+    for run, own in zip(runs, settings):
+        mode = f"prefix {own['prefix_length']}" if own["mode"] == "prefix" else own["mode"]
+        shown = [mode, own["model"], own["data"]]
+        shown += [f"{name} {own.get(name)}" for name in differing
+                  if name not in ("mode", "model", "data", "prefix_length")]
+        groups.setdefault(", ".join(shown), []).append(run)
     return groups
 
 
-def mean_and_spread(runs, name):
-    """The mean of a score over runs and the difference of the highest and the lowest; None where one lacks it."""
+def mean_and_extremes(runs, name):
+    """The mean, the lowest and the highest of a score over runs; three times None where one of them lacks it."""
     values = [run.scores[name] for run in runs]
-    return (None, None) if None in values else (sum(values) / len(values), max(values) - min(values))
+    return (None, None, None) if None in values else (sum(values) / len(values), min(values), max(values))
 
 
 def score_rows(groups):
     """The rows of `metrics.format_table`: each group's mean, and below it the spread where there are several seeds."""
     rows = []
     for label, runs in groups.items():
-        means, spreads = zip(*(mean_and_spread(runs, name) for name in metrics.METRICS))
+        scores = {name: mean_and_extremes(runs, name) for name in metrics.METRICS}
         several = f", mean of {len(runs)} seeds" if len(runs) > 1 else ""
-        rows.append((label + several, dict(zip(metrics.METRICS, means))))
+        rows.append((label + several, {name: mean for name, (mean, _, _) in scores.items()}))
         if several:
-            rows.append(("  highest - lowest", dict(zip(metrics.METRICS, spreads))))
+            rows.append(("  highest - lowest", {name: None if low is None else high - low
+                                                for name, (_, low, high) in scores.items()}))
     return rows
 
 
-COSTS = {  # what scores.json calls a cost -> what it is called here, how it is shown
+COSTS = {  # what scores.json calls a cost -> its head in the table, how it is shown
     "trained": ("numbers trained", "{:,.0f}"), "kept": ("numbers kept", "{:,.0f}"),
     "seconds_per_step": ("seconds a step", "{:.3f}"), "tokens_per_second": ("tokens a second", "{:,.0f}"),
-    "peak_memory": ("GiB of memory at the peak", "{:.2f}"),
+    "peak_memory": ("GiB at the peak", "{:.2f}"),
 }
 
 
 def format_costs(groups):
-    """The costs of each group, a column for each; with two groups also the second's over the first's."""
-    columns = []
-    for runs in groups.values():
-        costs = {name: sum(run.scores["costs"][name] for run in runs) / len(runs) for name in COSTS}
-        columns.append(costs | {"peak_memory": costs["peak_memory"] / 2**30})
-    lines = []
-    for name, (title, form) in COSTS.items():
-        cells = [form.format(column[name]) for column in columns]
-        if len(columns) == 2:
-            cells.append(f"{columns[1][name] / columns[0][name]:.2f}")
-        lines.append(f"{title:<27}" + "".join(f"{cell:>16}" for cell in cells))
-    width = 16
-    heads = [" ".join(label.split(",")[0].split()[:2]) for label in groups] + ["second / first"] * (len(columns) == 2)
-    return "\n".join([" " * 27 + "".join(f"{head[:width]:>{width}}" for head in heads), *lines])
+    """A table of the mean costs of each group; of two groups also the second's over the first's."""
+    means = [{name: sum(run.scores["costs"][name] for run in runs) / len(runs) for name in COSTS}
+             for runs in groups.values()]
+    rows = [("", [head for head, _ in COSTS.values()])]
+    for label, costs in zip(groups, means):
+        costs = costs | {"peak_memory": costs["peak_memory"] / 2**30}
+        rows.append((label, [form.format(costs[name]) for name, (_, form) in COSTS.items()]))
+    if len(means) == 2:
+        rows.append(("second / first", [f"{means[1][name] / means[0][name]:.2f}" for name in COSTS]))
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}" + "".join(f"{cell:>17}" for cell in cells) for label, cells in rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,13 +96,15 @@ def format_costs(groups):
 
 
 def draw_losses(logs, path):
-    """Training and validation loss against steps. logs: {label: the lines of a log}."""
+    """Training and validation loss against steps. logs: {label: for each run of this label the lines of its log}."""
     figure, axes = new_figure()
-    for number, (label, log) in enumerate(logs.items()):
-        points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-        axes.plot(*zip(*points), color=f"C{number}", alpha=0.35, linewidth=1)
-        points = [(entry["step"], entry["validation_loss"]) for entry in log if "validation_loss" in entry]
-        axes.plot(*zip(*points), "o-", color=f"C{number}", label=label)
+    for number, (label, of_runs) in enumerate(logs.items()):
+        for log in of_runs:
+            points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
+            axes.plot(*zip(*points), color=f"C{number}", alpha=0.35, linewidth=1)
+            points = [(entry["step"], entry["validation_loss"]) for entry in log if "validation_loss" in entry]
+            (line,) = axes.plot(*zip(*points), "o-", color=f"C{number}")
+        line.set_label(label)
     axes.set(xlabel="step", ylabel="loss a token (nats)")
     axes.legend(title="validation (dots) and training")
     save(figure, path)
@@ -119,7 +116,8 @@ def draw_curve(groups, path):
     for runs in groups.values():
         settings = runs[0].settings
         name = f"{settings['model']} on {settings['data']}, {settings['prefix_form']}"
-        lines.setdefault(name, []).append((settings["prefix_length"], *mean_and_extremes(runs)))
+        scores = [100 * score for score in mean_and_extremes(runs, "BLEU")]
+        lines.setdefault(name, []).append((settings["prefix_length"], *scores))
     figure, axes = new_figure()
     for name, points in lines.items():
         lengths, means, lowest, highest = zip(*sorted(points))
@@ -130,11 +128,6 @@ def draw_curve(groups, path):
     axes.set(xlabel="prefix length", ylabel="BLEU", title="BLEU against prefix length")
     axes.legend()
     save(figure, path)
-
-
-def mean_and_extremes(runs):
-    values = [100 * run.scores["BLEU"] for run in runs]
-    return sum(values) / len(values), min(values), max(values)
 
 
 def new_figure():
@@ -161,16 +154,15 @@ def save(figure, path):
 
 def compare(folders, out):
     """Prints the tables of finished runs and draws their figures into the folder `out`."""
-    groups = group_by_label([read_run(folder) for folder in folders])
+    groups = group_runs([read_run(folder) for folder in folders])
     print("\n" + metrics.format_table(score_rows(groups)))
     print("\n" + format_costs(groups))
-    out = Path(out)
-    draw_losses({label: runs[0].log for label, runs in groups.items()}, out / "losses.png")
-    drawn = [out / "losses.png"]
+    drawn = [Path(out) / "losses.png"]
+    draw_losses({label: [run.log for run in runs] for label, runs in groups.items()}, drawn[0])
     prefixes = {label: runs for label, runs in groups.items() if runs[0].settings["mode"] == "prefix"}
-    if len(prefixes) > 1:
-        draw_curve(prefixes, out / "curve.png")
-        drawn.append(out / "curve.png")
+    if len({runs[0].settings["prefix_length"] for runs in prefixes.values()}) > 1:
+        drawn.append(Path(out) / "curve.png")
+        draw_curve(prefixes, drawn[1])
     print("\nFigures: " + ", ".join(map(str, drawn)))
 
 

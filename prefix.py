@@ -42,11 +42,11 @@ class Prefix(nn.Module):
         return as_past(self.numbers(), self.config)
 
 
-class LayerwisePrefix(Prefix):
+class LayerwisePrefix(nn.Module):
     """The same with a network for each layer, as a later re-implementation describes it."""
 
     def __init__(self, config, length, hidden=800):
-        nn.Module.__init__(self)
+        super().__init__()
         self.config = config
         self.embedding = nn.Embedding(length, config.n_embd)
         self.mlps = nn.ModuleList(
@@ -57,6 +57,9 @@ class LayerwisePrefix(Prefix):
     def numbers(self):
         of_layers = [mlp(self.embedding.weight) for mlp in self.mlps]  # each [length, 2 * n_embd]
         return torch.cat(of_layers, dim=1)  # [length, n_layer * 2 * n_embd]
+
+    def forward(self):
+        return as_past(self.numbers(), self.config)
 
 
 class BarePrefix(nn.Module):
@@ -89,18 +92,19 @@ FORMS = {
     "per-layer": "made by a network for each layer",
     "direct": "its numbers themselves are trained",
 }
+HIDDEN = {"network": 512, "per-layer": 800}  # the widths of the networks in the paper's code and the re-implementation
 
 
 def make_prefix(form, model, length, hidden=None, words=None):
     """A prefix to be trained, in one of FORMS.
 
-    hidden     the width of the networks (512 for "network", 800 for "per-layer")
+    hidden     the width of the networks (default: as in HIDDEN)
     words      tokens: a direct prefix starts from what the model makes of them, else from random numbers (section 7.4)
     """
     if form == "network":
-        return Prefix(model.config, length, hidden or 512)
+        return Prefix(model.config, length, hidden or HIDDEN[form])
     if form == "per-layer":
-        return LayerwisePrefix(model.config, length, hidden or 800)
+        return LayerwisePrefix(model.config, length, hidden or HIDDEN[form])
     numbers = torch.randn(length, model.config.n_layer * 2 * model.config.n_embd)
     return BarePrefix(model.config, activations(model, (words * length)[:length]) if words else numbers)
 

@@ -27,7 +27,7 @@ from common import InputError, run_command, sha256, write_aside
 from e2e_data import (NO_LOSS, data_file, encode_example, encode_table, find_data, group_by_table, is_known, make_batch,
                       read_split, shuffled_batches)
 from gpt2 import GPT2, OPENAI_FOLDERS, load_model, load_tokenizer, model_folder, pick_device, read_json, save_model
-from prefix import FORMS, count, load_prefix, make_prefix, save_prefix
+from prefix import FORMS, HIDDEN, count, load_prefix, make_prefix, save_prefix
 
 PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation
     "paper, prefix-tuning": "69.7 8.81 46.1 71.4 2.49",
@@ -37,7 +37,7 @@ PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re
 }
 LEARNING_RATE = {"prefix": 8e-5, "finetune": 5e-5}  # the paper's
 TINY_LEARNING_RATE = {"prefix": 3e-3, "finetune": 1e-3}  # a small base wants more
-DEMO = {"model": "tiny", "data": "sample", "epochs": 5, "prefix_length": [50], "out": "runs/demo"}
+DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --out runs/demo"
 LOG_EVERY = 10  # steps
 
 
@@ -232,8 +232,7 @@ def parse_arguments():
         "folder), training.pt (to go on), outputs.txt, references.txt, scores.json, loss.png.",
     )
     parser.add_argument("--mode", required=True, choices=("prefix", "finetune"), help="what is trained")
-    parser.add_argument("--demo", action="store_true", help="other defaults: " + ", ".join(
-        f"--{name.replace('_', '-')} {value[0] if isinstance(value, list) else value}" for name, value in DEMO.items()))
+    parser.add_argument("--demo", action="store_true", help=f"other defaults: {DEMO}")
     parser.add_argument("--model", default="gpt2-medium", metavar="NAME|DIR", help="the base: tiny, gpt2, gpt2-medium, "
                         "gpt2-large, gpt2-xl (downloaded on first use) or a folder (default: %(default)s)")
     parser.add_argument("--data", default="e2e", metavar="e2e|sample|DIR",
@@ -263,9 +262,8 @@ def parse_arguments():
                         help="bfloat16 is faster on a GPU (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch of the same command")
     add_decoder_arguments(parser)
-    if "--demo" in sys.argv:
-        parser.set_defaults(**DEMO)  # what is given on the command line wins
-    args = parser.parse_args()
+    given = sys.argv[1:]
+    args = parser.parse_args([*DEMO.split(), *given] if "--demo" in given else given)  # what stands last wins
     for name in ("epochs", "batch_size", "prefix_hidden", "max_steps", "lr", "clip", "num_beams", "max_new_tokens",
                  "decode_batch_size", "prefix_length"):
         values = getattr(args, name) if name == "prefix_length" else [getattr(args, name)]
@@ -277,6 +275,7 @@ def parse_arguments():
         raise InputError("--prefix-hidden: a direct prefix has no network")
     if args.prefix_form != "direct" and args.prefix_words:
         raise InputError("--prefix-words goes with --prefix-form direct")
+    args.prefix_hidden = args.prefix_hidden or HIDDEN.get(args.prefix_form)
     if args.lr is None:
         args.lr = (TINY_LEARNING_RATE if args.model == "tiny" else LEARNING_RATE)[args.mode]
     return args
@@ -286,7 +285,7 @@ def single_runs(args):
     """`args` for each single run that is asked for: one for each length and seed, in a folder of its own."""
     out = Path(args.out or f"runs/{args.mode}-{Path(args.model).name}-{Path(args.data).name}")
     runs = []
-    for length in args.prefix_length if args.mode == "prefix" else args.prefix_length[:1]:
+    for length in args.prefix_length:
         for seed in args.seed:
             name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"
             runs.append(argparse.Namespace(**vars(args) | {"prefix_length": length, "seed": seed, "out": out / name}))
@@ -361,7 +360,7 @@ def train_and_score(args, settings):
     print(f"{args.mode}: {args.model} of {size:,} numbers on {device}; trained {trained:,}, kept {kept:,} "
           f"({kept / size:.2%}); {len(encoded['train']):,} examples", flush=True)
     log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
-    compare.draw_losses({f"{args.mode}, {args.model}, {args.data}": log}, folder / "loss.png")
+    compare.draw_losses({f"{args.mode}, {args.model}, {args.data}": [log]}, folder / "loss.png")
     if prefix:
         base = args.model if args.model in OPENAI_FOLDERS else model_folder(args.model).resolve()
         save_prefix(prefix, folder, base)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from beam import beam_search  # noqa: E402
-from bench.training import peak_flops, wait  # noqa: E402
+from bench.training import add_arguments, peak_flops, wait  # noqa: E402
 from bench.twins import hugging_face_twin  # noqa: E402
 from common import run_command  # noqa: E402
 from e2e_data import encode_table, find_data, group_by_table, read_split  # noqa: E402
@@ -43,14 +43,11 @@ def their_search(twin, prompts, max_new_tokens, batch_size, device):
 
 def main():
     parser = argparse.ArgumentParser(description="Decoding with 5 beams: ours against transformers' generate.")
-    parser.add_argument("--model", default="gpt2-medium", choices=SIZES, help="the shape (default: gpt2-medium)")
-    parser.add_argument("--data", default="sample", metavar="e2e|sample|DIR", help="default: sample")
-    parser.add_argument("--tokenizer", default="tiny", metavar="NAME|DIR", help="default: tiny")
-    parser.add_argument("--tables", type=int, default=64, help="how many (default: 64)")
+    add_arguments(parser)
+    parser.add_argument("--tables", type=int, default=64, help="how many, if there are so many (default: 64)")
     parser.add_argument("--max-new-tokens", type=int, default=30, help="that each gets (default: 30)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32], metavar="N",
                         help="tables at once for generate, besides 1 (default: 8 16 32)")
-    parser.add_argument("--device", default="auto", help="default: auto")
     args = parser.parse_args()
     torch.manual_seed(0)
     device = pick_device(args.device)
@@ -59,9 +56,8 @@ def main():
     twin = hugging_face_twin(model)
     tokenizer = load_tokenizer(args.tokenizer)
     tables = list(group_by_table(read_split(find_data(args.data), "test")))
-    prompts = [encode_table(tokenizer, table) for table in tables[:: len(tables) // args.tables][: args.tables]]
-    if len(prompts) < args.tables:
-        raise SystemExit(f"{args.data} has only {len(tables)} test tables")
+    spread = tables[:: max(1, len(tables) // args.tables)][: args.tables]  # over the whole test set
+    prompts = [encode_table(tokenizer, table) for table in spread]
 
     def timed(search):
         wait(device)

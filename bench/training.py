@@ -111,6 +111,14 @@ def wait(device):
         torch.cuda.synchronize(device)
 
 
+def add_arguments(parser):
+    """What to measure with, for this benchmark and for bench/decoding.py."""
+    parser.add_argument("--model", default="gpt2-medium", choices=SIZES, help="the shape (default: gpt2-medium)")
+    parser.add_argument("--data", default="sample", metavar="e2e|sample|DIR", help="default: sample")
+    parser.add_argument("--tokenizer", default="tiny", metavar="NAME|DIR", help="default: tiny")
+    parser.add_argument("--device", default="auto", help="default: auto")
+
+
 def make(args, mode):
     """The weights and the batches that both get."""
     torch.manual_seed(0)
@@ -136,11 +144,8 @@ def measure_memory(args):
 
 def main():
     parser = argparse.ArgumentParser(description="A training step: ours against transformers and PEFT.")
-    parser.add_argument("--model", default="gpt2-medium", choices=SIZES, help="the shape (default: gpt2-medium)")
-    parser.add_argument("--data", default="sample", metavar="e2e|sample|DIR", help="default: sample")
-    parser.add_argument("--tokenizer", default="tiny", metavar="NAME|DIR", help="default: tiny")
+    add_arguments(parser)
     parser.add_argument("--steps", type=int, default=7, help="timed steps, after one that is not (default: 7)")
-    parser.add_argument("--device", default="auto", help="default: auto")
     parser.add_argument("--mode", choices=("prefix", "finetune"), help="this mode alone")
     parser.add_argument("--only", choices=("ours", "theirs"), help="with --mode: print the peak of memory of these")
     args = parser.parse_args()
@@ -155,8 +160,9 @@ def main():
     device = pick_device(args.device)
     print(f"{args.model}'s shape, {args.data}, batches of {BATCH_SIZE}, float32, {device} ({torch.get_num_threads()} "
           f"threads); medians of {args.steps} steps\n")
-    print(f"{'':<12}{'seconds a step':^30}{'GiB at the peak':^30}{'GFLOP/s':^28}")
-    print(f"{'':<12}" + f"{'ours':>10}{'theirs':>10}{'ratio':>10}" * 2 + f"{'ours':>10}{'machine':>10}{'ratio':>10}")
+    print(f"{'':<10}{'seconds a step':>28}{'GiB at the peak':>39}{'useful GFLOP/s':>40}")
+    print(f"{'':<10}" + "".join(f"{head:>13}" for head in [*["ours", "theirs", "theirs/ours"] * 2, "ours", "machine",
+                                                           "ours/machine"]))
     medians = {}
     for mode in modes:
         device, model, prefix, batches = make(args, mode)
@@ -179,7 +185,7 @@ def main():
             cells += [f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.2f}"]
         speed, peak = statistics.median(speeds[1:]), statistics.mean(peaks)
         cells += [f"{speed / 1e9:,.0f}", f"{peak / 1e9:,.0f}", f"{speed / peak:.2f}"]
-        print(f"{mode:<12}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
+        print(f"{mode:<10}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
         medians[mode] = statistics.median(seconds["ours"][1:])
         del both, model, prefix
     if len(modes) > 1:

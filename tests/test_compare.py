@@ -12,7 +12,8 @@ from common import InputError
 def write_run(folder, bleu, **settings):
     """The files of a finished run that `compare` reads."""
     folder.mkdir(parents=True)
-    defaults = {"mode": "prefix", "model": "tiny", "data": "e2e", "prefix_length": 5, "prefix_form": "network"}
+    defaults = {"mode": "prefix", "model": "tiny", "data": "e2e", "prefix_length": 5, "prefix_form": "network",
+                "lr": 1e-3, "epochs": 5, "seed": len(list(folder.parent.iterdir()))}
     scores = {"BLEU": bleu, "NIST": 8.0, "METEOR": None, "ROUGE_L": 0.7, "CIDEr": 2.0}
     costs = {"trained": 1000, "kept": 10, "seconds_per_step": bleu, "tokens_per_second": 100.0, "peak_memory": 2**30}
     log = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "validation_loss": 2.5}]
@@ -24,7 +25,7 @@ def write_run(folder, bleu, **settings):
 
 def test_seeds_become_a_mean_and_a_spread(tmp_path):
     runs = [compare.read_run(write_run(tmp_path / str(bleu), bleu)) for bleu in (0.60, 0.66, 0.63)]
-    (mean, spread) = compare.score_rows(compare.group_by_label(runs))
+    (mean, spread) = compare.score_rows(compare.group_runs(runs))
     assert mean[0] == "prefix 5, tiny, e2e, mean of 3 seeds" and spread[0].strip() == "highest - lowest"
     assert mean[1]["BLEU"] == pytest.approx(0.63) and spread[1]["BLEU"] == pytest.approx(0.06)
     assert mean[1]["METEOR"] is None and spread[1]["NIST"] == 0
@@ -32,9 +33,9 @@ def test_seeds_become_a_mean_and_a_spread(tmp_path):
 
 def test_runs_of_other_settings_are_groups_of_their_own(tmp_path):
     changes = [{}, {"prefix_length": 10}, {"prefix_form": "direct"}, {"model": "gpt2"}, {"data": "sample"},
-               {"mode": "finetune"}]
+               {"mode": "finetune"}, {"lr": 0.5}, {"epochs": 9}]
     runs = [compare.read_run(write_run(tmp_path / str(i), 0.5, **change)) for i, change in enumerate(changes)]
-    assert len(compare.group_by_label(runs)) == len(changes)
+    assert len(compare.group_runs(runs)) == len(changes)
 
 
 def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):
@@ -42,8 +43,8 @@ def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):
     done = run_python("compare.py", *folders, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "prefix 5, tiny, e2e    50.00" in done.stdout
-    (seconds,) = [line.split() for line in done.stdout.splitlines() if line.startswith("seconds a step")]
-    assert seconds[-3:] == ["0.500", "0.600", "1.20"]
+    costs = [line.split()[-3] for line in done.stdout.splitlines()[-5:-2]]
+    assert costs == ["0.500", "0.600", "1.20"]  # seconds a step of both, and their ratio
     for figure in ("losses.png", "curve.png"):
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
 

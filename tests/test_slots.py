@@ -5,6 +5,7 @@ import doctest
 import pytest
 
 from bench import slots
+from common import InputError
 
 
 @pytest.mark.parametrize("slot, value, sentence, expected", [
@@ -34,6 +35,11 @@ def test_judgements(slot, value, sentence, expected):
 def test_the_name_of_a_place_says_nothing_about_the_food():
     table = "name : The Mill | food : Indian | near : Raja Indian Cuisine"
     assert slots.count([(table, "The Mill is near Raja Indian Cuisine .")])["food", "missing"] == 1
+
+
+def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
+    with pytest.raises(InputError, match="not food : thai"):
+        slots.judge("food", "Thai", "It serves Thai food .")
 
 
 def test_worked_examples_hold():

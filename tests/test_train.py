@@ -222,7 +222,7 @@ def test_several_lengths_and_seeds_are_a_run_each_with_means_and_figures(several
     for figure in ("losses.png", "curve.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
     for length in (1, 2):
-        (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"prefix {length} direct, ")]
+        row = next(line for line in done.stdout.splitlines() if line.startswith(f"prefix {length}, tiny, sample, mean"))
         scores = [json.loads((folder / f"length-{length}-seed-{seed}/scores.json").read_text()) for seed in (0, 1)]
         assert f"{50 * (scores[0]['BLEU'] + scores[1]['BLEU']):.2f}" in row and "mean of 2 seeds" in row
 
