@@ -186,7 +186,8 @@ def main():
                                      epilog='example: python beam.py --run runs/demo "name : Blue Spice | Type : pub"')
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="such as \"name : Blue Spice | Type : pub\"; "
                         "without any, and without --data, lines of stdin")
-    parser.add_argument("--run", required=True, metavar="DIR", help="the folder that train.py wrote")
+    parser.add_argument("--run", required=True, metavar="DIR|MODEL",
+                        help="the folder that train.py wrote, or a bare model: tiny, gpt2-medium, ... or its folder")
     parser.add_argument("--data", metavar="e2e|sample|DIR", help="decode and score this data set's test tables")
     parser.add_argument("--out", metavar="DIR", help="with --data: also write outputs.txt, references.txt, scores.json")
     add_decoder_arguments(parser)

@@ -200,22 +200,28 @@ def score_test_set(run, data, decoder, batch_size, out, costs=None):
         print(f"Published scores are those of src1_test.txt; scores on {data} cannot be compared with them.")
 
 
-def load_run(folder, device="auto"):
-    """The model and prefix that train.py wrote to a folder. Raises InputError where it holds no finished run."""
-    folder = Path(folder)
-    settings = read_json(folder / "run.json")
-    weights = "adapter_model.safetensors" if settings["mode"] == "prefix" else "model.safetensors"
-    if not (folder / weights).exists():
-        raise InputError(f"{folder} has no {weights}: its training has not ended; go on with train.py --resume")
-    source = settings["model"] if settings["mode"] == "prefix" else folder
-    model = load_model(source, pick_device(device))
-    past = None
+def load_run(source, device="auto"):
+    """The model and prefix that train.py wrote to the folder `source`, or a bare model by its name or folder.
+
+    Raises InputError where the folder holds neither, or its training has not ended.
+    """
+    folder, base = model_folder(source), source
+    if not (folder / "run.json").exists() and any((folder / name).exists() for name in ("config.json", "hparams.json")):
+        settings = {"mode": "untrained", "model": str(source), "seed": None, "dtype": "float32"}
+    else:
+        settings = read_json(folder / "run.json")
+        weights = "adapter_model.safetensors" if settings["mode"] == "prefix" else "model.safetensors"
+        if not (folder / weights).exists():
+            raise InputError(f"{folder} has no {weights}: its training has not ended; go on with train.py --resume")
+        if settings["mode"] == "prefix":
+            base = settings["model"]
+    model, past = load_model(base, pick_device(device)), None
     if settings["mode"] == "prefix":
         prefix = load_prefix(folder).to(model.wte.weight.device)
         if any(getattr(prefix.config, name) != getattr(model.config, name) for name in ("n_layer", "n_head", "n_embd")):
-            raise InputError(f"{folder} holds a prefix for another shape of GPT-2 than {source}")
+            raise InputError(f"{folder} holds a prefix for another shape of GPT-2 than {base}")
         past = prefix()
-    return Run(settings, load_tokenizer(source), model, past)
+    return Run(settings, load_tokenizer(base), model, past)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,10 +8,13 @@ import pytest
 import torch
 from conftest import ROOT, assert_close, hugging_face_twin, random_config, random_model, random_prefix, run_python
 from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
 
 import metrics
+from beam import banned_tokens
 from common import InputError
-from e2e_data import group_by_table, make_batch, read_split
+from e2e_data import encode_table, group_by_table, make_batch, read_split
+from gpt2 import load_tokenizer
 from train import PUBLISHED, example_loss, load_run, train, validation_loss
 
 SETTINGS = {"lr": 1e-2, "batch_size": 2, "epochs": 2, "max_steps": None, "seed": 0, "clip": 1.0, "dtype": "float32"}
@@ -278,6 +281,20 @@ def test_beam_py_tells_a_folder_without_a_finished_run(tmp_path, prefix_run):
     assert "run.json is missing" in run_python("beam.py", "--run", tmp_path, "name : a").stderr
     shutil.copy(prefix_run[0] / "run.json", tmp_path)
     assert "its training has not ended" in run_python("beam.py", "--run", tmp_path, "name : a").stderr
+
+
+def test_beam_py_describes_and_scores_with_a_bare_model():
+    sentences = run_python("beam.py", "--run", "tiny", "name : The Mill | area : north", "--device", "cpu").stdout
+    twin = GPT2LMHeadModel.from_pretrained(ROOT / "models" / "tiny", dtype=torch.float32)
+    tokenizer = load_tokenizer("tiny")
+    prompt = torch.tensor([encode_table(tokenizer, "name : The Mill | area : north")])
+    tokens = twin.generate(prompt, attention_mask=torch.ones_like(prompt), num_beams=5, max_new_tokens=100,
+                           do_sample=False, bad_words_ids=[[token] for token in banned_tokens(tokenizer)],
+                           pad_token_id=tokenizer.eot_token)[0, prompt.shape[1] :].tolist()
+    written = tokenizer.decode([token for token in tokens if token != tokenizer.eot_token])
+    assert sentences == " ".join(written.split()) + "\n"
+    done = run_python("beam.py", "--run", "tiny", "--data", "sample", "--max-new-tokens", 5, "--device", "cpu")
+    assert "untrained, tiny, sample" in done.stdout
 
 
 def test_a_prefix_for_another_shape_of_model_is_refused(prefix_run, tmp_path):
