@@ -2,6 +2,9 @@ PYTHON ?= python3
 
 demo: .venv/installed
 	rm -rf runs/demo
+	@echo "What the base alone makes of the test tables:"
+	.venv/bin/python beam.py --run tiny --data sample
+	@echo "What it makes of them with a prefix:"
 	.venv/bin/python train.py --mode prefix --demo
 
 test: .venv/installed-dev

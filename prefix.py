@@ -21,11 +21,14 @@ class Prefix(nn.Module):
 
     Trained directly, the key/values are sensitive to the learning rate; so a smaller matrix P' [length, n_embd] is
     trained together with a network that makes the key/values of all layers from it.
+
+    start      numbers [length, n_layer * 2 * n_embd] to which the network's are added (default: 0)
     """
 
-    def __init__(self, config, length, hidden=512):
+    def __init__(self, config, length, hidden=512, start=None):
         super().__init__()
         self.config = config
+        self.register_buffer("start", start)
         self.embedding = nn.Embedding(length, config.n_embd)
         self.mlp = nn.Sequential(
             nn.Linear(config.n_embd, hidden),
@@ -35,7 +38,8 @@ class Prefix(nn.Module):
 
     def numbers(self):
         """The numbers that GPT-2 sees, [length, n_layer * 2 * n_embd]: all that is kept after training."""
-        return self.mlp(self.embedding.weight)  # [length, n_embd] -> hidden -> [length, n_layer * 2 * n_embd]
+        numbers = self.mlp(self.embedding.weight)  # [length, n_embd] -> hidden -> [length, n_layer * 2 * n_embd]
+        return numbers if self.start is None else self.start + numbers
 
     def forward(self):
         """The past to give to `GPT2.forward`: for each layer (key, value), each [1, n_head, length, head_dim]."""
@@ -45,9 +49,10 @@ class Prefix(nn.Module):
 class LayerwisePrefix(nn.Module):
     """The same with a network for each layer, as a later re-implementation describes it."""
 
-    def __init__(self, config, length, hidden=800):
+    def __init__(self, config, length, hidden=800, start=None):
         super().__init__()
         self.config = config
+        self.register_buffer("start", start)
         self.embedding = nn.Embedding(length, config.n_embd)
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.Linear(config.n_embd, hidden), nn.Tanh(), nn.Linear(hidden, 2 * config.n_embd))
@@ -56,7 +61,8 @@ class LayerwisePrefix(nn.Module):
 
     def numbers(self):
         of_layers = [mlp(self.embedding.weight) for mlp in self.mlps]  # each [length, 2 * n_embd]
-        return torch.cat(of_layers, dim=1)  # [length, n_layer * 2 * n_embd]
+        numbers = torch.cat(of_layers, dim=1)  # [length, n_layer * 2 * n_embd]
+        return numbers if self.start is None else self.start + numbers
 
     def forward(self):
         return as_past(self.numbers(), self.config)
@@ -99,14 +105,15 @@ def make_prefix(form, model, length, hidden=None, words=None):
     """A prefix to be trained, in one of FORMS.
 
     hidden     the width of the networks (default: as in HIDDEN)
-    words      tokens: a direct prefix starts from what the model makes of them, else from random numbers (section 7.4)
+    words      tokens: the prefix starts from what the model makes of them (section 7.4), else from random numbers
     """
+    start = activations(model, (words * length)[:length]) if words else None
     if form == "network":
-        return Prefix(model.config, length, hidden or HIDDEN[form])
+        return Prefix(model.config, length, hidden or HIDDEN[form], start)
     if form == "per-layer":
-        return LayerwisePrefix(model.config, length, hidden or HIDDEN[form])
-    numbers = torch.randn(length, model.config.n_layer * 2 * model.config.n_embd)
-    return BarePrefix(model.config, activations(model, (words * length)[:length]) if words else numbers)
+        return LayerwisePrefix(model.config, length, hidden or HIDDEN[form], start)
+    random = torch.randn(length, model.config.n_layer * 2 * model.config.n_embd)
+    return BarePrefix(model.config, random if start is None else start)
 
 
 @torch.no_grad()

@@ -256,8 +256,8 @@ def parse_arguments():
         f"{name}: {text}" for name, text in FORMS.items()) + " (default: %(default)s)")
     parser.add_argument("--prefix-hidden", type=int, metavar="N",
                         help="width of the networks that make the prefix (default: 512, per-layer 800)")
-    parser.add_argument("--prefix-words", metavar="TEXT", help="a direct prefix starts from what the model makes of "
-                        "these words, repeated to the prefix's length (default: random numbers)")
+    parser.add_argument("--prefix-words", metavar="TEXT", help="the prefix starts from what the model makes of this "
+                        "text, repeated to the prefix's length; it may hold <|endoftext|> (default: random numbers)")
     parser.add_argument("--clip", type=float, default=1.0, metavar="NORM",
                         help="the most that the gradient's norm may be (default: %(default)s)")
     parser.add_argument("--max-steps", type=int, metavar="N",
@@ -279,8 +279,6 @@ def parse_arguments():
         raise InputError("--prefix-length: fine-tuning has no prefix")
     if args.prefix_form == "direct" and args.prefix_hidden:
         raise InputError("--prefix-hidden: a direct prefix has no network")
-    if args.prefix_form != "direct" and args.prefix_words:
-        raise InputError("--prefix-words goes with --prefix-form direct")
     args.prefix_hidden = args.prefix_hidden or HIDDEN.get(args.prefix_form)
     if args.lr is None:
         args.lr = (TINY_LEARNING_RATE if args.model == "tiny" else LEARNING_RATE)[args.mode]
@@ -359,7 +357,7 @@ def train_and_score(args, settings):
     torch.manual_seed(args.seed)
     prefix = None
     if args.mode == "prefix":
-        words = tokenizer.encode_ordinary(args.prefix_words) if args.prefix_words else None
+        words = tokenizer.encode(args.prefix_words, allowed_special="all") if args.prefix_words else None
         prefix = make_prefix(args.prefix_form, model, args.prefix_length, args.prefix_hidden, words).to(device)
     size = count(model)
     trained, kept = (count(prefix), prefix.numbers().numel()) if prefix else (size, size)

@@ -120,6 +120,17 @@ def test_words_are_repeated_to_the_length_of_the_prefix():
     assert torch.equal(make_prefix("direct", model, 1, words=[1, 3]).numbers(), activations(model, [1]))
 
 
+@pytest.mark.parametrize("form", ["network", "per-layer"])
+def test_a_networks_numbers_are_added_to_what_the_model_makes_of_the_words(form):
+    model = random_model(random_config(2), 2)
+    torch.manual_seed(0)
+    plain = make_prefix(form, model, 5, hidden=7).double()
+    torch.manual_seed(0)
+    prefix = make_prefix(form, model, 5, hidden=7, words=[1, 3]).double()
+    assert_close(prefix.numbers() - activations(model, [1, 3, 1, 3, 1]), plain.numbers(), 1e-12)
+    assert count(prefix) == count(plain), "what a prefix starts from is not trained"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_per_layer_each_layers_numbers_are_of_its_own_network(seed):
     config = random_config(seed)
