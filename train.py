@@ -265,7 +265,7 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N",
                         help="one or several: a run each, and their mean and spread (default: 0)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
-                        help="bfloat16 is faster on a GPU (default: %(default)s)")
+                        help="bfloat16 (autocast) is for GPUs (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch of the same command")
     add_decoder_arguments(parser)
     given = sys.argv[1:]
