@@ -32,14 +32,21 @@ def test_tgen_has_a_sentence_for_each_test_table_and_about_67_bleu(shared):
 
 
 @pytest.mark.parametrize("text, complaint", [
+    (b"MR\toutput\nname[\xff]\ta\n", "line 2: not UTF-8"),
     ("", "line 1: the columns MR and output"),
     ("MR,output\n", "line 1: the columns MR and output"),
     ("MR\toutput\nname[The Mill]\n", "line 2: a table, a tab and a sentence"),
     ("MR\toutput\nname[The Mill]\ta\tb\n", "line 2: a table, a tab and a sentence"),
+    ("MR\toutput\nname[The Mill]\ta\nThe Inn\tb\n", "system.tsv, line 3: `key"),
 ])
 def test_a_file_that_is_no_systems_table_is_told_with_its_line(tmp_path, text, complaint):
-    (tmp_path / "system.tsv").write_text(text)
+    (tmp_path / "system.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=complaint):
+        read_system(tmp_path / "system.tsv")
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(InputError, match="there is no file"):
         read_system(tmp_path / "system.tsv")
 
 
