@@ -138,6 +138,17 @@ def tokenise_value(value):
     return " ".join(re.sub(r"([£-])", r" \1 ", value).split())
 
 
+def tokenise_text(text):
+    """Text with blanks between words, punctuation and clitics, as in the src1 files.
+
+    >>> tokenise_text("It's family-friendly, isn't it?")
+    "It 's family - friendly , is n't it ?"
+    """
+    text = re.sub(r"([,;:!?()\[\]\"£$%&/-]|\.(?!\d))", r" \1 ", text)
+    text = re.sub(r"(n't|'(?:s|re|ve|ll|d|m))\b", r" \1", text)
+    return " ".join(text.split())
+
+
 def group_by_table(examples):
     """{table: [sentence, ...]} in the order of the tables' first appearance: a test table is described once."""
     groups = {}

@@ -22,13 +22,13 @@ class Prefix(nn.Module):
     Trained directly, the key/values are sensitive to the learning rate; so a smaller matrix P' [length, n_embd] is
     trained together with a network that makes the key/values of all layers from it.
 
-    start      numbers [length, n_layer * 2 * n_embd] to which the network's are added (default: 0)
+    start      the numbers [length, n_layer * 2 * n_embd] to which the network adds its own (default: 0)
     """
 
-    def __init__(self, config, length, hidden=512, start=None):
+    def __init__(self, config, length, hidden=512, start=torch.zeros(())):
         super().__init__()
         self.config = config
-        self.register_buffer("start", start)
+        self.register_buffer("start", start, persistent=False)  # follows from the settings, needs no saving
         self.embedding = nn.Embedding(length, config.n_embd)
         self.mlp = nn.Sequential(
             nn.Linear(config.n_embd, hidden),
@@ -38,8 +38,8 @@ class Prefix(nn.Module):
 
     def numbers(self):
         """The numbers that GPT-2 sees, [length, n_layer * 2 * n_embd]: all that is kept after training."""
-        numbers = self.mlp(self.embedding.weight)  # [length, n_embd] -> hidden -> [length, n_layer * 2 * n_embd]
-        return numbers if self.start is None else self.start + numbers
+        made = self.mlp(self.embedding.weight)  # [length, n_embd] -> hidden -> [length, n_layer * 2 * n_embd]
+        return self.start + made
 
     def forward(self):
         """The past to give to `GPT2.forward`: for each layer (key, value), each [1, n_head, length, head_dim]."""
@@ -49,10 +49,10 @@ class Prefix(nn.Module):
 class LayerwisePrefix(nn.Module):
     """The same with a network for each layer, as a later re-implementation describes it."""
 
-    def __init__(self, config, length, hidden=800, start=None):
+    def __init__(self, config, length, hidden=800, start=torch.zeros(())):
         super().__init__()
         self.config = config
-        self.register_buffer("start", start)
+        self.register_buffer("start", start, persistent=False)
         self.embedding = nn.Embedding(length, config.n_embd)
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.Linear(config.n_embd, hidden), nn.Tanh(), nn.Linear(hidden, 2 * config.n_embd))
@@ -61,8 +61,7 @@ class LayerwisePrefix(nn.Module):
 
     def numbers(self):
         of_layers = [mlp(self.embedding.weight) for mlp in self.mlps]  # each [length, 2 * n_embd]
-        numbers = torch.cat(of_layers, dim=1)  # [length, n_layer * 2 * n_embd]
-        return numbers if self.start is None else self.start + numbers
+        return self.start + torch.cat(of_layers, dim=1)  # [length, n_layer * 2 * n_embd]
 
     def forward(self):
         return as_past(self.numbers(), self.config)
@@ -107,13 +106,13 @@ def make_prefix(form, model, length, hidden=None, words=None):
     hidden     the width of the networks (default: as in HIDDEN)
     words      tokens: the prefix starts from what the model makes of them (section 7.4), else from random numbers
     """
-    start = activations(model, (words * length)[:length]) if words else None
+    start = activations(model, (words * length)[:length]) if words else torch.zeros(())
     if form == "network":
         return Prefix(model.config, length, hidden or HIDDEN[form], start)
     if form == "per-layer":
         return LayerwisePrefix(model.config, length, hidden or HIDDEN[form], start)
     random = torch.randn(length, model.config.n_layer * 2 * model.config.n_embd)
-    return BarePrefix(model.config, random if start is None else start)
+    return BarePrefix(model.config, start if words else random)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 
 from common import InputError, run_command, write_aside
-from e2e_data import NO_LOSS, tokenise_value
+from e2e_data import NO_LOSS, tokenise_text, tokenise_value
 from gpt2 import GPT2, GPT2Config, load_model, load_tokenizer, pick_device, save_model
 
 N_VOCAB, N_CTX = 4096, 512
@@ -84,17 +84,6 @@ def make_up_names(row, words, rng):
             slot = "name"  # "restaurant name", "hotel name", ...
         slots.append((slot, value))
     return slots, text
-
-
-def tokenise_text(text):
-    """Text with blanks between words, punctuation and clitics, as in the src1 files.
-
-    >>> tokenise_text("It's family-friendly, isn't it?")
-    "It 's family - friendly , is n't it ?"
-    """
-    text = re.sub(r"([,;:!?()\[\]\"£$%&/-]|\.(?!\d))", r" \1 ", text)
-    text = re.sub(r"(n't|'(?:s|re|ve|ll|d|m))\b", r" \1", text)
-    return " ".join(text.split())
 
 
 def train_vocabulary(documents, size, folder):

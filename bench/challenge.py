@@ -18,8 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import metrics  # noqa: E402
 from common import InputError, run_command  # noqa: E402
-from e2e_data import decode, find_data, group_by_table, linearize, read_split  # noqa: E402
-from pretrain import tokenise_text  # noqa: E402
+from e2e_data import decode, find_data, group_by_table, linearize, read_split, tokenise_text  # noqa: E402
 
 
 def read_system(path):
@@ -35,9 +34,12 @@ def read_system(path):
         if None in row or row[output] is None:
             raise InputError(f"{path}, line {rows.line_num}: a table, a tab and a sentence were expected")
         try:
-            outputs[linearize(row[mr])] = tokenise_text(row[output])
+            table = linearize(row[mr])
         except InputError as error:
             raise InputError(f"{path}, line {rows.line_num}: {error}") from None
+        if table in outputs:
+            raise InputError(f"{path}, line {rows.line_num}: a second sentence for {table!r}; keep one")
+        outputs[table] = tokenise_text(row[output])
     return outputs
 
 

@@ -10,8 +10,7 @@ from conftest import run_python
 import metrics
 from bench.challenge import read_system
 from common import InputError
-from e2e_data import group_by_table, read_split
-from pretrain import tokenise_text
+from e2e_data import group_by_table, read_split, tokenise_text
 
 
 def test_98_percent_of_src1s_sentences_are_the_official_ones_tokenised_by_our_rules(shared):
@@ -38,6 +37,7 @@ def test_tgen_has_a_sentence_for_each_test_table_and_about_67_bleu(shared):
     ("MR\toutput\nname[The Mill]\n", "line 2: a table, a tab and a sentence"),
     ("MR\toutput\nname[The Mill]\ta\tb\n", "line 2: a table, a tab and a sentence"),
     ("MR\toutput\nname[The Mill]\ta\nThe Inn\tb\n", "system.tsv, line 3: `key"),
+    ("MR\toutput\nname[The Mill]\ta\nname[The Mill]\tb\n", "line 3: a second sentence for 'name : The Mill'"),
 ])
 def test_a_file_that_is_no_systems_table_is_told_with_its_line(tmp_path, text, complaint):
     (tmp_path / "system.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -135,7 +135,7 @@ def test_each_epoch_holds_every_example_once_in_an_order_that_seed_and_epoch_dec
 
 
 def test_the_example_in_the_docstring_is_true():
-    assert doctest.testmod(e2e_data) == (0, 1)
+    assert doctest.testmod(e2e_data) == (0, 2)
 
 
 def test_the_command_shows_the_tokens_that_carry_loss():

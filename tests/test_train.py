@@ -267,6 +267,7 @@ def test_bfloat16_trains_to_nearly_the_same_loss(small_run, tmp_path):
     (["--prefix-length", "3", "0"], "--prefix-length must be above 0, but is 3 0"),
     (["--prefix-form", "direct", "--prefix-hidden", "9"], "a direct prefix has no network"),
     (["--mode", "finetune", "--prefix-length", "1", "2"], "fine-tuning has no prefix"),
+    (["--mode", "finetune", "--prefix-words", "pub"], "fine-tuning has no prefix"),
 ])
 def test_a_mistake_on_the_command_line_is_one_line_and_leaves_no_folder(tmp_path, arguments, message):
     folder = tmp_path / "run"
