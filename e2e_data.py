@@ -141,8 +141,8 @@ def tokenise_value(value):
 def tokenise_text(text):
     """Text with blanks between words, punctuation and clitics, as in the src1 files.
 
-    >>> tokenise_text("It's family-friendly, isn't it?")
-    "It 's family - friendly , is n't it ?"
+    >>> tokenise_text("It's family-friendly, rated 4.5, isn't it?")
+    "It 's family - friendly , rated 4.5 , is n't it ?"
     """
     text = re.sub(r"([,;:!?()\[\]\"£$%&/-]|\.(?!\d))", r" \1 ", text)
     text = re.sub(r"(n't|'(?:s|re|ve|ll|d|m))\b", r" \1", text)
