@@ -15,7 +15,7 @@ from beam import banned_tokens
 from common import InputError
 from e2e_data import encode_table, group_by_table, make_batch, read_split
 from gpt2 import load_tokenizer
-from train import PUBLISHED, example_loss, load_run, train, validation_loss
+from train import PUBLISHED, example_loss, load_run, parse_arguments, train, validation_loss
 
 SETTINGS = {"lr": 1e-2, "batch_size": 2, "epochs": 2, "max_steps": None, "seed": 0, "clip": 1.0, "dtype": "float32"}
 QUICK = ("--model", "tiny", "--data", "sample", "--device", "cpu", "--max-new-tokens", "12", "--num-beams", "2")
@@ -253,6 +253,21 @@ def test_bfloat16_trains_to_nearly_the_same_loss(small_run, tmp_path):
         losses.append(train(settings | {"dtype": dtype}, model, prefix, encoded, encoded, tmp_path / dtype)[-1])
     assert losses[0] != losses[1]
     assert losses[0]["validation_loss"] == pytest.approx(losses[1]["validation_loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("arguments, lr", [
+    (["--mode", "prefix"], 8e-5),
+    (["--mode", "finetune"], 5e-5),
+    (["--mode", "prefix", "--prefix-form", "direct"], 8e-5),
+    (["--mode", "prefix", "--model", "tiny"], 3e-3),
+    (["--mode", "prefix", "--model", "tiny", "--prefix-form", "per-layer"], 3e-3),
+    (["--mode", "prefix", "--model", "tiny", "--prefix-form", "direct"], 0.1),
+    (["--mode", "finetune", "--model", "tiny", "--prefix-form", "direct"], 1e-3),
+    (["--mode", "prefix", "--model", "tiny", "--prefix-form", "direct", "--lr", "0.5"], 0.5),
+])
+def test_the_learning_rate_that_is_taken_where_none_is_given(monkeypatch, arguments, lr):
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    assert parse_arguments().lr == lr
 
 
 @pytest.mark.parametrize("arguments, message", [
