@@ -35,8 +35,8 @@ PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re
     "re-implementation, prefix-tuning": "68.8 8.80 45.7 71.3 2.41",
     "re-implementation, fine-tuning": "68.8 8.68 45.8 71.2 2.45",
 }
-LEARNING_RATE = {"prefix": 8e-5, "finetune": 5e-5}  # the paper's
-TINY_LEARNING_RATE = {"prefix": 3e-3, "direct": 0.1, "finetune": 1e-3}  # a small base wants more, bare numbers most
+LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper's
+TINY_LEARNING_RATE = {"network": 3e-3, "per-layer": 3e-3, "direct": 0.1, "finetune": 1e-3}  # a small base wants more
 DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --out runs/demo"
 LOG_EVERY = 10  # steps
 
@@ -248,8 +248,8 @@ def parse_arguments():
     parser.add_argument("--batch-size", type=int, default=10, metavar="N",
                         help="examples a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, metavar="RATE", help="AdamW's learning rate, which falls linearly to 0 "
-                        f"(default: {LEARNING_RATE['prefix']} prefix, {LEARNING_RATE['finetune']} finetune, as in the "
-                        f"paper; with tiny {TINY_LEARNING_RATE['prefix']} prefix, {TINY_LEARNING_RATE['direct']} "
+                        f"(default: {LEARNING_RATE['network']} prefix, {LEARNING_RATE['finetune']} finetune, as in the "
+                        f"paper; with tiny {TINY_LEARNING_RATE['network']} prefix, {TINY_LEARNING_RATE['direct']} "
                         f"direct prefix, {TINY_LEARNING_RATE['finetune']} finetune)")
     parser.add_argument("--prefix-length", type=int, nargs="+", default=[5], metavar="P",
                         help="one or several: a run each, and a figure of score against length (default: 5)")
@@ -282,10 +282,8 @@ def parse_arguments():
         raise InputError("--prefix-hidden: a direct prefix has no network")
     args.prefix_hidden = args.prefix_hidden or HIDDEN.get(args.prefix_form)
     if args.lr is None:
-        args.lr = LEARNING_RATE[args.mode]
-        if args.model == "tiny":
-            is_direct = args.mode == "prefix" and args.prefix_form == "direct"
-            args.lr = TINY_LEARNING_RATE["direct" if is_direct else args.mode]
+        rates = TINY_LEARNING_RATE if args.model == "tiny" else LEARNING_RATE
+        args.lr = rates[args.prefix_form if args.mode == "prefix" else "finetune"]
     return args
 
 
