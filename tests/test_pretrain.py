@@ -1,8 +1,9 @@
-"""The recipe of models/tiny: names are made up in table and text alike, loss lies where it should, both stages run."""
+"""The recipe of models/tiny: sentences say their whole table, loss lies where it should, a stopped run goes on."""
 
 import gzip
 import json
 import random
+import sys
 
 import pytest
 import torch
@@ -15,56 +16,155 @@ import pretrain
 from e2e_data import NO_LOSS
 from gpt2 import load_model, load_tokenizer
 
-
-@given(st.integers(0, 10**6), st.sets(st.sampled_from(["Alder", "Birch Inn", "The Cedar", "Dogwood"]), min_size=1))
-def test_a_made_up_name_stands_in_table_and_text_alike(seed, names):
-    table = [[f"slot {number} name", name] for number, name in enumerate(names)] + [["price", "cheap"]]
-    row = {"table": table, "text": "It is cheap. " + ", ".join(names)}
-    slots, text = pretrain.make_up_names(row, ["word", "other"], random.Random(seed))
-    assert all(value in text for _, value in slots) and slots[-1] == ("price", "cheap")
-
-
-def test_half_of_the_names_are_made_up():
-    row = {"table": [["restaurant name", "The Mill"]], "text": "The Mill is open."}
-    draws = [pretrain.make_up_names(row, ["word"], random.Random(seed))[1] for seed in range(400)]
-    assert 0.4 < sum("The Mill" not in text for text in draws) / 400 < 0.6
+ROWS = [
+    {"domain": "pubs", "speaker": "system", "table": [["pub name", name], ["area", area], ["has music", "True"]],
+     "text": f"Okay, {name} is a pub in the {area}. They play live music."}
+    for name in ("Alder", "Birch Inn") for area in ("north", "old town")
+] + [
+    {"domain": "pubs", "speaker": "system", "table": [["rating", "5"], ["price", "$20"], ["type", "pub"]],
+     "text": "Sure, it is a 5 star pub. Rooms cost $20 a night"},
+    {"domain": "tv", "speaker": "system", "table": [["act", "inform"], ["name", "ares 11"], ["color", "mat black"]],
+     "text": "the ares 11 comes in mat black . "},
+]
 
 
-@pytest.mark.parametrize("sentences_only", [False, True])
-def test_a_target_is_the_next_token_and_tables_carry_loss_only_where_asked(sentences_only):
+def fill(pattern, values):
+    """The pattern's text with each hole replaced by the value of its slot."""
+    for number, slot in enumerate(pattern.slots):
+        pattern = pretrain.Pattern(pattern.text.replace(chr(pretrain.FIRST_HOLE + number), values[slot]),
+                                   pattern.slots, pattern.facts)
+    return pattern.text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    for name, rows in (("sgd", ROWS[:-1]), ("rnnlg", ROWS[-1:])):
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return folder
+
+
+def test_the_patterns_of_a_row_are_its_sentences_with_the_values_cut_out():
+    [place, music] = pretrain.find_patterns(ROWS[0])
+    assert fill(place, {"pub name": "The Oak", "area": "west"}) == "The Oak is a pub in the west."
+    assert place.facts == () and set(place.slots) == {"pub name", "area"}
+    assert music == pretrain.Pattern("They play live music.", (), (("has music", "True"),))
+    [kind, price] = pretrain.find_patterns(ROWS[4])
+    assert fill(kind, {"rating": "3", "type": "bar"}) == "It is a 3 star bar."
+    assert fill(price, {"price": "£9"}) == "Rooms cost £9 a night."
+    [tv] = pretrain.find_patterns(ROWS[5])
+    assert fill(tv, {"name": "x", "color": "y"}) == "The x comes in y ."
+
+
+@pytest.mark.parametrize("table, text", [
+    ([["area", "north"]], "It is far away."),  # not said
+    ([["area", "north"]], "North of the north."),  # said twice
+    ([["area", "north"]], "It is northern."),  # part of another word
+    ([["area", "north"]], "Is it in the north?"),
+    ([["area", "?"]], "Where is it."),
+    ([["area", "north"], ["area", "south"]], "From north to south."),
+    ([["act", "inform no match"], ["area", "north"]], "Nothing in the north."),
+    ([["has music", "True"], ["area", "north"]], "In the north. They play well. They sing well."),  # which one says it?
+    ([["act", "goodbye"]], "Have a nice day."),
+])
+def test_a_text_that_does_not_say_each_value_once_and_in_one_place_gives_no_pattern(table, text):
+    assert pretrain.find_patterns({"domain": "pubs", "speaker": "system", "table": table, "text": text}) == []
+
+
+@given(st.integers(0, 10**9))
+def test_a_document_says_each_value_of_its_table_and_its_row_has_one_form_of_tables(source, seed):
+    task = pretrain.Task(source, random.Random(seed))
+    orders = []
+    for _ in range(5):
+        table, text = task.write()
+        slots, values = zip(*(pair.split(" : ") for pair in table.split(" | ")))
+        assert len(set(slots)) == len(slots)
+        said = pretrain.tokenise_text(text)
+        assert all(pretrain.tokenise_text(value) in said for value in values if value.lower() not in pretrain.FACTS)
+        assert not pretrain.HOLE.search(table + text)
+        orders.append(slots)
+    order = sorted(task.order, key=task.order.get)
+    names = [task.names[slot] for slot in order]
+    assert all([name for name in names if name in slots] == list(slots) for slots in orders)
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return pretrain.read_source(folder)
+
+
+def test_articles_fit_the_values():
+    hole = chr(pretrain.FIRST_HOLE)
+    pattern = pretrain.Pattern(f"A {hole} is it .", ("kind",), ())
+    assert pretrain.Task.fill(None, pattern, {"kind": "inn"}) == "An inn is it ."
+    assert pretrain.Task.fill(None, pattern, {"kind": "pub"}) == "A pub is it ."
+    pattern = pretrain.Pattern(f"We saw the {hole} .", ("name",), ())
+    assert pretrain.Task.fill(None, pattern, {"name": "The Oak"}) == "We saw The Oak ."
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_target_is_the_next_token_of_a_sentence_and_tables_carry_no_loss(source, seed):
     tokenizer = load_tokenizer("tiny")
-    documents = [("name : The Mill", "The Mill is open.")] * 9
-    tokens, targets = pretrain.encode_stream(tokenizer, documents, 7, sentences_only)
-    stream = (tokenizer.encode_ordinary(" name : The Mill") + [tokenizer.eot_token]
-              + tokenizer.encode_ordinary(" The Mill is open.") + [tokenizer.eot_token]) * 9
-    tokens, targets = tokens.flatten().tolist(), targets.flatten().tolist()
-    assert tokens == stream[: len(tokens)] and len(stream) - len(tokens) <= 7
-    counted = [target for target in targets if target != NO_LOSS]
-    assert all(target in (NO_LOSS, token) for target, token in zip(targets, stream[1:]))
-    text = tokenizer.decode(counted)
-    assert ("name :" in text) != sentences_only and text.count("is open") >= 7
+    tokens, targets = pretrain.write_rows(source, tokenizer, 2, 200, seed)
+    again, _ = pretrain.write_rows(source, tokenizer, 2, 200, seed)
+    other, _ = pretrain.write_rows(source, tokenizer, 2, 200, seed + 10)
+    assert torch.equal(tokens, again) and not torch.equal(tokens, other)
+    for row, wanted in zip(tokens.tolist(), targets.tolist()):
+        assert len(row) == 200
+        in_sentence = False  # rows begin with a table; each <|endoftext|> is the border to the other kind
+        for at, token in enumerate(row):
+            in_sentence ^= token == tokenizer.eot_token
+            assert (wanted[at] != NO_LOSS) == in_sentence
+            assert at + 1 == len(row) or wanted[at] in (NO_LOSS, row[at + 1])
 
 
-def test_both_stages_run_go_on_and_open_in_hugging_face(tmp_path):
-    draw = random.Random(0)
-    for name in ("sgd", "rnnlg"):
-        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            for number in range(3000):
-                name = f"{draw.choice('ABCDEFGH')}{draw.choice('aeiou')}{draw.choice('lmnr')}{number % 50}"
-                row = {"domain": "pubs", "speaker": "system", "table": [["pub name", name], ["area", "north"]],
-                       "text": f"{name} is a pub in the north, isn't it?"}
-                file.write(json.dumps(row) + "\n")
-    for stage, more in (("one", []), ("two", ["--start", tmp_path / "one"])):
-        done = run_python("pretrain.py", "--data", tmp_path, "--out", tmp_path / stage, "--steps", 2, "--device", "cpu",
-                          *more)
-        assert done.returncode == 0, done.stderr
-        assert "step 2: held-out loss" in done.stderr + done.stdout
-        assert {path.name for path in (tmp_path / stage).iterdir()} == {"config.json", "model.safetensors",
-                                                                        "vocab.json", "merges.txt"}
-    tokens = torch.tensor([load_tokenizer(tmp_path / "two").encode_ordinary(" pub name : Al1 | area : north")])
-    twin = GPT2LMHeadModel.from_pretrained(tmp_path / "two", dtype=torch.float32)
+def test_a_stopped_run_ends_as_one_that_was_not_and_opens_in_hugging_face(folder, tmp_path, monkeypatch):
+    small = dict(CHUNK=2, TOKENS_PER_STEP=128, HELD_OUT=1, N_CTX=64, N_EMBD=16, N_VOCAB=300,
+                 STAGES=(pretrain.Stage(16, 4, 2e-3, False), pretrain.Stage(32, 4, 1e-3, True)))
+    for name, value in small.items():
+        monkeypatch.setattr(pretrain, name, value)
+    row_loss, steps = pretrain.row_loss, [0]
+
+    def run(out, stop_at=None):
+        def counted_loss(*args):
+            steps[0] += torch.is_grad_enabled()  # not where the held-out loss is measured
+            if steps[0] == stop_at:
+                raise KeyboardInterrupt
+            return row_loss(*args)
+
+        steps[0] = 0
+        monkeypatch.setattr(pretrain, "row_loss", counted_loss)
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", "--data", str(folder), "--out", str(out), "--device", "cpu"])
+        pretrain.main()
+        return steps[0]
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(whole) == 8
+    for stage, step in ((0, 2), (0, 4), (1, 2)):  # what is kept is that of every second step
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped, stop_at=4)
+        state = torch.load(stopped / "training.pt", weights_only=True)
+        assert (state["stage"], state["step"]) == (stage, step)
+    assert run(stopped) == 2
+    for folder in (whole, stopped):
+        assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "vocab.json",
+                                                            "merges.txt"}
+    for name in ("vocab.json", "merges.txt", "model.safetensors"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes()
+    tokens = torch.tensor([load_tokenizer(whole).encode_ordinary(" area : north")])
+    twin = GPT2LMHeadModel.from_pretrained(whole, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.allclose(load_model(tmp_path / "two")(tokens), twin(tokens).logits, atol=1e-4)
+        assert torch.allclose(load_model(whole)(tokens), twin(tokens).logits, atol=1e-4)
+
+
+def test_among_the_first_positions_two_are_as_alike_as_any_two_so_far_apart():
+    table = pretrain.first_positions()
+    alike = table @ table.T  # [512, 512]
+    for distance in range(512):
+        diagonal = alike.diagonal(distance)
+        assert torch.allclose(diagonal, diagonal[:1], atol=1e-4)
+    assert alike[0].argmax() == 0 and table.shape == (512, 256)
 
 
 def test_missing_data_are_one_clear_error(tmp_path):
