@@ -276,8 +276,8 @@ def parse_arguments():
         values = getattr(args, name) if name == "prefix_length" else [getattr(args, name)]
         if any(value is not None and not value > 0 for value in values):
             raise InputError(f"--{name.replace('_', '-')} must be above 0, but is {' '.join(map(str, values))}")
-    if args.mode == "finetune" and (len(args.prefix_length) > 1 or args.prefix_words):
-        raise InputError("--prefix-length, --prefix-words: fine-tuning has no prefix")
+    if args.mode == "finetune" and (options := [option for option in given if option.startswith("--prefix-")]):
+        raise InputError(f"{', '.join(options)}: fine-tuning has no prefix")
     if args.prefix_form == "direct" and args.prefix_hidden:
         raise InputError("--prefix-hidden: a direct prefix has no network")
     args.prefix_hidden = args.prefix_hidden or HIDDEN.get(args.prefix_form)

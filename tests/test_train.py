@@ -262,7 +262,7 @@ def test_bfloat16_trains_to_nearly_the_same_loss(small_run, tmp_path):
     (["--mode", "prefix", "--model", "tiny"], 3e-3),
     (["--mode", "prefix", "--model", "tiny", "--prefix-form", "per-layer"], 3e-3),
     (["--mode", "prefix", "--model", "tiny", "--prefix-form", "direct"], 0.1),
-    (["--mode", "finetune", "--model", "tiny", "--prefix-form", "direct"], 1e-3),
+    (["--mode", "finetune", "--model", "tiny"], 1e-3),
     (["--mode", "prefix", "--model", "tiny", "--prefix-form", "direct", "--lr", "0.5"], 0.5),
 ])
 def test_the_learning_rate_that_is_taken_where_none_is_given(monkeypatch, arguments, lr):
@@ -283,6 +283,7 @@ def test_the_learning_rate_that_is_taken_where_none_is_given(monkeypatch, argume
     (["--prefix-form", "direct", "--prefix-hidden", "9"], "a direct prefix has no network"),
     (["--mode", "finetune", "--prefix-length", "1", "2"], "fine-tuning has no prefix"),
     (["--mode", "finetune", "--prefix-words", "pub"], "fine-tuning has no prefix"),
+    (["--mode", "finetune", "--prefix-form=direct"], "--prefix-form=direct: fine-tuning has no prefix"),
 ])
 def test_a_mistake_on_the_command_line_is_one_line_and_leaves_no_folder(tmp_path, arguments, message):
     folder = tmp_path / "run"
