@@ -37,7 +37,7 @@ PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re
 }
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper's
 TINY_LEARNING_RATE = {"network": 3e-3, "per-layer": 3e-3, "direct": 0.1, "finetune": 1e-3}  # a small base wants more
-DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --out runs/demo"
+DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --prefix-form direct --out runs/demo"
 LOG_EVERY = 10  # steps
 
 
