@@ -10,8 +10,8 @@ The sentences are those of real dialogues with their values cut out (`find_patte
 them that share no slot (`Task.write`); more than half of the values are made up, so that they must be copied and cannot
 be remembered, and many slots have made-up names.
 
-The rows of the first stage are short, which is how copying is learnt soonest; those of the second are longer and begin
-at any position, as they do behind a prefix of any length.
+The rows of the first stage are short (the card of models/tiny says why); those of the second are longer and begin at any
+position, as they do behind a prefix of any length.
 
     python pretrain.py --data DIR --out models/tiny         DIR holds sgd.jsonl.gz and rnnlg.jsonl.gz
 """
