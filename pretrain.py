@@ -10,8 +10,8 @@ The sentences are those of real dialogues with their values cut out (`find_patte
 them that share no slot (`Task.write`); more than half of the values are made up, so that they must be copied and cannot
 be remembered, and many slots have made-up names.
 
-The rows of the first stage are short (the card of models/tiny says why); those of the second are longer and begin at any
-position, as they do behind a prefix of any length.
+The rows of the first stage are short (the card of models/tiny says why); those of the second are longer and begin at
+any position, as they do behind a prefix of any length.
 
     python pretrain.py --data DIR --out models/tiny         DIR holds sgd.jsonl.gz and rnnlg.jsonl.gz
 """
@@ -89,7 +89,7 @@ def find_patterns(row):
         text, times = re.subn(rf"(?<!\w){re.escape(values[slot])}(?!\w)", hole, text, flags=re.IGNORECASE)
         if times != 1:
             return []
-    if text[-1] not in ".!":
+    if not text.endswith((".", "!")):  # RNNLG's texts are tokenised
         text += " ." if " ." in text or row["domain"] in ("tv", "laptop", "hotel") else "."
     sentences = re.split(r"(?<=[.!]) (?=\S)", text)
     silent = [sentence for sentence in sentences if not HOLE.search(sentence) and len(sentence.split()) > 3]
@@ -118,6 +118,7 @@ class Source:
 
 
 def read_source(folder):
+    """The Source of a folder's sgd.jsonl.gz and rnnlg.jsonl.gz. Raises InputError where one is missing."""
     patterns, values, words = {}, {}, set()
     for name in ("sgd", "rnnlg"):
         for row in read_rows(folder / f"{name}.jsonl.gz"):
@@ -149,7 +150,7 @@ class Task:
     def __init__(self, source, rng):
         self.rng, self.words = rng, source.words
         domains = list(source.patterns)
-        weights = [len(source.patterns[domain]) ** 0.5 for domain in domains]
+        weights = [len(source.patterns[domain]) ** 0.5 for domain in domains]  # large ones do not drown the others
         known = [pattern for domain in dict.fromkeys(rng.choices(domains, weights, k=rng.choice((1, 1, 2))))
                  for pattern in source.patterns[domain]]
         self.patterns = rng.sample(known, min(len(known), rng.choice((16, 32, 64, 128))))
@@ -161,7 +162,7 @@ class Task:
         self.names = {}
         for slot in slots:
             name = "name" if not self.names and slot.endswith("name") and rng.random() < 0.8 else slot
-            name = self.a_phrase() if name == slot and rng.random() < renamed else name
+            name = self.phrase() if name == slot and rng.random() < renamed else name
             self.names[slot] = slot if name in {*slots, *self.names.values()} else name
         self.values = {slot: self.slot_values(slot, source.values.get(slot, [])) for slot in slots}
         self.true, self.false = rng.choice((("True", "False"), ("yes", "no")))
@@ -177,17 +178,18 @@ class Task:
         number = self.rng.choice((2, 4, 8, 40))
         if known and self.rng.random() < 0.4:
             return self.rng.sample(known, min(len(known), number))
-        kind = "name" if slot.endswith("name") else self.rng.choice(("name", "phrase", "phrase", "amount"))
-        return [getattr(self, f"a_{kind}")() for _ in range(number)]
+        kinds = self.name, self.phrase, self.phrase, self.amount
+        make_value = self.name if slot.endswith("name") else self.rng.choice(kinds)
+        return [make_value() for _ in range(number)]
 
-    def a_name(self):
+    def name(self):
         return self.rng.choice(("The ", "", "", "")) + " ".join(
             self.word().capitalize() for _ in range(self.rng.choice((1, 2, 2, 3))))
 
-    def a_phrase(self):
+    def phrase(self):
         return " ".join(self.word() for _ in range(self.rng.choice((1, 1, 2))))
 
-    def a_amount(self):
+    def amount(self):
         number, sign = self.rng.choice((self.rng.randint(1, 12), self.rng.randint(1, 999))), self.rng.choice("£$€")
         return self.rng.choice((f"{number}", f"{sign}{number}", f"{sign}{number}-{number + self.rng.randint(1, 20)}",
                                 f"{self.rng.choice(('less', 'more'))} than {sign}{number}", f"{number} {self.word()}",
@@ -195,17 +197,14 @@ class Task:
 
     def write(self):
         """One document, as (table, sentences that say all of it)."""
-        wanted, chosen, said = self.rng.randint(2, 9), [], set()
-        candidates = self.rng.sample(self.patterns, len(self.patterns))
-        if self.rng.random() < 0.7:  # mostly a name comes first
-            candidates.sort(key=lambda pattern: not any(slot.endswith("name") for slot in pattern.slots))
-        for pattern in candidates:
+        named = [pattern for pattern in self.patterns if any(slot.endswith("name") for slot in pattern.slots)]
+        first = self.rng.choice(named if named and self.rng.random() < 0.7 else self.patterns)  # mostly it has a name
+        chosen, said, wanted = [first], first.all_slots(), self.rng.randint(2, 9)
+        for pattern in self.rng.sample(self.patterns, len(self.patterns)):
             its_slots = pattern.all_slots()
-            if not said & its_slots and (not chosen or len(said) + len(its_slots) <= wanted):
+            if not said & its_slots and len(said) + len(its_slots) <= wanted:
                 chosen.append(pattern)
                 said |= its_slots
-            if len(chosen) == 1:
-                self.rng.shuffle(candidates)
         table, sentences = {}, []
         for pattern in chosen:
             values = {slot: self.rng.choice(self.values[slot]) for slot in pattern.slots}
@@ -292,6 +291,7 @@ def row_loss(model, tokens, targets, first):
 
 @torch.no_grad()
 def held_out_loss(model, tokens, targets):
+    """The mean of `row_loss` over rows that begin at the first position, ten at a time."""
     first = torch.zeros(1, 1, dtype=torch.long, device=tokens.device)
     losses = [row_loss(model, *rows, first).item() for rows in zip(tokens.split(10), targets.split(10))]
     return sum(losses) / len(losses)

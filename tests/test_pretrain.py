@@ -73,11 +73,14 @@ def test_a_text_that_does_not_say_each_value_once_and_in_one_place_gives_no_patt
 
 
 @given(st.integers(0, 10**9))
-def test_a_document_says_each_value_of_its_table_and_its_row_has_one_form_of_tables(source, seed):
+def test_a_document_says_each_value_of_its_table_once_and_its_row_has_one_form_of_tables(source, seed):
     task = pretrain.Task(source, random.Random(seed))
-    orders = []
+    orders, filled, fill_pattern = [], [], task.fill
+    task.fill = lambda pattern, values: filled.append(pattern) or fill_pattern(pattern, values)
     for _ in range(5):
+        filled.clear()
         table, text = task.write()
+        assert sum(len(pattern.all_slots()) for pattern in filled) == table.count(" | ") + 1
         slots, values = zip(*(pair.split(" : ") for pair in table.split(" | ")))
         assert len(set(slots)) == len(slots)
         said = pretrain.tokenise_text(text)
