@@ -83,7 +83,9 @@ class Layout:
 
     def unpack(self, x):
         if self.places is not None:
-            x = x.new_zeros(self.shape.numel(), x.shape[1]).index_copy(0, self.places, x)  # [N, n] -> [B * T, n]
+            padded = x.new_zeros(self.shape.numel(), x.shape[1])
+            padded[self.places] = x  # [N, n] -> [B * T, n]; index_copy would keep x until the backward pass
+            x = padded
         return x.unflatten(0, self.shape)  # -> [B, T, n]
 
 
