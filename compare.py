@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,18 +37,23 @@ def read_run(folder):
 
 
 def group_runs(runs):
-    """{label: the runs that differ in their seed alone}; a label names the settings in which the groups differ."""
-    settings = [{name: value for name, value in run.settings.items() if name != "seed"} for run in runs]
-    first = settings[0]
-    differing = [name for name in first if any(other.get(name) != first[name] for other in settings)]
-    groups = {}
-    for run, own in zip(runs, settings):
+    """{label: the runs that differ in their seed alone}; a label names the settings in which a mode's runs differ."""
+    groups = {}  # (setting, value) of all settings but the seed -> its runs
+    for run in runs:
+        groups.setdefault(tuple((name, value) for name, value in run.settings.items() if name != "seed"), []).append(run)
+    labelled = {}
+    for key, of_group in groups.items():
+        own = of_group[0].settings
         mode = f"prefix {own['prefix_length']}" if own["mode"] == "prefix" else own["mode"]
         shown = [mode, own["model"], own["data"]]
-        shown += [f"{name} {own.get(name)}" for name in differing
-                  if name not in ("mode", "model", "data", "prefix_length")]
-        groups.setdefault(", ".join(shown), []).append(run)
-    return groups
+        same_mode = [run.settings for run in runs if run.settings["mode"] == own["mode"]]
+        for name, value in key:
+            differs = any(other.get(name) != value for other in same_mode)
+            if differs and value is not None and name not in ("model", "data", "prefix_length"):
+                shown.append(f"{name} {textwrap.shorten(str(value), 40, placeholder=' ...')}")
+        label = ", ".join(shown)
+        labelled[f"{label} ({len(labelled) + 1})" if label in labelled else label] = of_group  # shortened, some agree
+    return labelled
 
 
 def mean_and_extremes(runs, name):
@@ -113,11 +119,10 @@ def draw_losses(logs, path):
 def draw_curve(groups, path):
     """BLEU against prefix length, the mean of each group with a bar from its lowest to its highest (Figure 2)."""
     lines = {}  # what the runs of a line have in common -> (length, mean, lowest, highest) of each group
-    for runs in groups.values():
-        settings = runs[0].settings
-        name = f"{settings['model']} on {settings['data']}, {settings['prefix_form']}"
+    for label, runs in groups.items():
+        _, _, name = label.partition(", ")  # behind the length
         scores = [100 * score for score in mean_and_extremes(runs, "BLEU")]
-        lines.setdefault(name, []).append((settings["prefix_length"], *scores))
+        lines.setdefault(name, []).append((runs[0].settings["prefix_length"], *scores))
     figure, axes = new_figure()
     for name, points in lines.items():
         lengths, means, lowest, highest = zip(*sorted(points))

@@ -38,6 +38,19 @@ def test_runs_of_other_settings_are_groups_of_their_own(tmp_path):
     assert len(compare.group_runs(runs)) == len(changes)
 
 
+def test_a_label_names_what_distinguishes_the_runs_of_a_mode_and_stays_short(tmp_path):
+    words = "<|endoftext|> name : Cocum | Type : pub<|endoftext|> Cocum is a pub" + 20 * " ."
+    changes = [{"lr": 0.1, "prefix_words": words}, {"mode": "finetune", "lr": 1e-3, "prefix_words": None}]
+    runs = [compare.read_run(write_run(tmp_path / str(i), 0.5, **change)) for i, change in enumerate(changes)]
+    assert list(compare.group_runs(runs)) == ["prefix 5, tiny, e2e", "finetune, tiny, e2e"]
+    changes = [{"prefix_words": None}, {"prefix_words": words}, {"prefix_words": words + " !"}]
+    runs += [compare.read_run(write_run(tmp_path / f"p{i}", 0.5, **change)) for i, change in enumerate(changes)]
+    labels = list(compare.group_runs(runs))
+    assert len(labels) == 5 and all(len(label) < 100 for label in labels)
+    assert labels[0].startswith("prefix 5, tiny, e2e, lr 0.1, prefix_words <|endoftext|> name")
+    assert labels[2] == "prefix 5, tiny, e2e, lr 0.001"
+
+
 def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):
     folders = [write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.6, prefix_length=10)]
     done = run_python("compare.py", *folders, "--out", tmp_path)
