@@ -62,6 +62,23 @@ def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_curve_has_a_line_for_each_setting_and_a_point_for_each_length(tmp_path, monkeypatch):
+    kinds = [(0.6, 10, "network"), (0.5, 1, "network"), (0.61, 10, "network"), (0.68, 10, "network"), (0.7, 3, "direct")]
+    runs = [compare.read_run(write_run(tmp_path / str(i), bleu, prefix_length=length, prefix_form=form))
+            for i, (bleu, length, form) in enumerate(kinds)]
+    figures = []
+    monkeypatch.setattr(compare, "save", lambda figure, path: figures.append(figure))
+    compare.draw_curve(compare.group_runs(runs), tmp_path / "curve.png")
+    (axes,) = figures[0].axes
+    drawn = {bars.get_label(): (*map(list, bars.lines[0].get_data()), bars.lines[2][0].get_segments())
+             for bars in axes.containers}
+    assert list(drawn) == ["tiny, e2e, prefix_form network", "tiny, e2e, prefix_form direct"]
+    lengths, means, spreads = drawn["tiny, e2e, prefix_form network"]
+    assert lengths == [1, 10] and means == pytest.approx([50, 63])
+    assert spreads[1][:, 1] == pytest.approx([60, 68])
+    assert drawn["tiny, e2e, prefix_form direct"][:2] == ([3], pytest.approx([70]))
+
+
 def test_a_folder_without_a_finished_run_is_named(tmp_path):
     with pytest.raises(InputError, match="holds no finished run"):
         compare.read_run(tmp_path)

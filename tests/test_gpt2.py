@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from beam import rows_that_stay
 from common import InputError
 from e2e_data import NO_LOSS, make_batch
-from gpt2 import GPT2, SIZES, GPT2Config, Growing, generate
+from gpt2 import GPT2, SIZES, GPT2Config, Growing, Layout, generate
 
 SEEDS = range(20)
 
@@ -141,6 +141,15 @@ def test_leaving_padding_out_changes_neither_features_nor_gradients(seed):
     for ours, truth in zip(*gradients):
         assert_close(ours, truth)
     assert seen == [tokens.numel(), real.sum()]
+
+
+def test_undoing_the_row_keeps_no_features_for_the_backward_pass():
+    real = torch.tensor([[True, True, True], [True, False, False]])
+    row, kept = torch.randn(4, 8, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        unpacked = Layout(real.shape, real).unpack(row)
+    assert torch.equal(unpacked[real], row) and not unpacked[~real].any()
+    assert kept and not any(tensor.is_floating_point() for tensor in kept)  # the places alone
 
 
 @pytest.mark.parametrize("seed", SEEDS)
