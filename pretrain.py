@@ -49,7 +49,7 @@ class Stage:
     anywhere: bool  # do rows begin at any position, or at the first?
 
 
-STAGES = Stage(128, 12000, 2e-3, anywhere=False), Stage(256, 14000, 1e-3, anywhere=True)
+STAGES = Stage(128, 12000, 2e-3, anywhere=False), Stage(256, 20000, 1e-3, anywhere=True)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sentences with their values cut out
@@ -143,6 +143,9 @@ def read_rows(path):
 # Tasks and their documents
 # ---------------------------------------------------------------------------------------------------------------------
 
+ACCENTED = {"a": "àáâä", "c": "ç", "e": "èéêë", "i": "íîï", "n": "ñ", "o": "óôöø", "u": "úûü"}
+VOWELS = "".join(letter + ACCENTED[letter] for letter in "aeiou")
+
 
 class Task:
     """What the documents of one row share: patterns, the names of slots and their order, values, style."""
@@ -169,9 +172,13 @@ class Task:
         self.tokenised = rng.random() < 0.75  # the style of the src1 files
 
     def word(self):
-        """A word, or two halves of words: one that nobody ever read."""
+        """A word, or two halves of words, which nobody ever read; some with accents, which the data hardly have."""
         word, other = self.rng.choice(self.words), self.rng.choice(self.words)
-        return word if self.rng.random() < 0.7 else word[: (len(word) + 1) // 2] + other[len(other) // 2 :]
+        if self.rng.random() < 0.3:
+            word = word[: (len(word) + 1) // 2] + other[len(other) // 2 :]
+        if self.rng.random() < 0.1:  # a base copies only letters that it has met
+            word = "".join(self.rng.choice(letter + ACCENTED.get(letter, "")) for letter in word)
+        return word
 
     def slot_values(self, slot, known):
         """The values that a slot can have in this task: few or many, of the data or made up, all of one kind."""
@@ -224,7 +231,7 @@ class Task:
             if article.lower() == "the ":
                 article = "" if value.startswith("The ") else article
             elif article:
-                article = article[0] + ("n " if value[0].lower() in "aeiou" else " ")
+                article = article[0] + ("n " if value[0].lower() in VOWELS else " ")
             return article + value
 
         return re.sub(rf"(\b(?:an?|the) )?({HOLE.pattern})", say, pattern.text, flags=re.IGNORECASE)

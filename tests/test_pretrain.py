@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 
 import pretrain
 from e2e_data import NO_LOSS
-from gpt2 import load_model, load_tokenizer
+from gpt2 import generate, load_model, load_tokenizer
 
 ROWS = [
     {"domain": "pubs", "speaker": "system", "table": [["pub name", name], ["area", area], ["has music", "True"]],
@@ -102,8 +102,16 @@ def test_articles_fit_the_values():
     pattern = pretrain.Pattern(f"A {hole} is it .", ("kind",), ())
     assert pretrain.Task.fill(None, pattern, {"kind": "inn"}) == "An inn is it ."
     assert pretrain.Task.fill(None, pattern, {"kind": "pub"}) == "A pub is it ."
+    assert pretrain.Task.fill(None, pattern, {"kind": "éclair"}) == "An éclair is it ."
     pattern = pretrain.Pattern(f"We saw the {hole} .", ("name",), ())
     assert pretrain.Task.fill(None, pattern, {"name": "The Oak"}) == "We saw The Oak ."
+
+
+def test_made_up_values_have_every_accent_and_most_have_none(source):
+    task = pretrain.Task(source, random.Random(0))
+    words = [task.word() for _ in range(3000)]
+    assert set("".join(pretrain.ACCENTED.values())) <= set("".join(words))
+    assert 0.8 < sum(word.isascii() for word in words) / len(words) < 0.95
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -180,3 +188,12 @@ def test_the_model_that_ships_is_small_and_has_a_card():
     assert sum(path.stat().st_size for path in folder.iterdir()) < 14 * 2**20
     assert "CC BY-SA" in (folder / "README.md").read_text(encoding="utf-8")
     assert load_model("tiny").config.n_vocab == load_tokenizer("tiny").n_vocab == 4096
+
+
+@pytest.mark.parametrize("name", ["Café Brûlée", "El Niño", "Chez Hélène", "Zoë Garçon", "Bjørn Inn"])
+def test_the_model_that_ships_copies_names_with_accents(name):
+    tokenizer, model = load_tokenizer("tiny"), load_model("tiny")
+    example = [" name : Green Oak | Type : pub | area : north", " Green Oak is a pub in the north ."]
+    prompt = [token for part in (*example, f" name : {name} | Type : pub | area : south")
+              for token in (*tokenizer.encode_ordinary(part), tokenizer.eot_token)]
+    assert f"{name} is" in tokenizer.decode(list(generate(model, prompt, 20)))
