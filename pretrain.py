@@ -172,7 +172,7 @@ class Task:
         self.tokenised = rng.random() < 0.75  # the style of the src1 files
 
     def word(self):
-        """A word, or two halves of words, which nobody ever read; some with accents, which the data hardly have."""
+        """A word, or halves of two, which nobody ever read; some with accents, which the data hardly have."""
         word, other = self.rng.choice(self.words), self.rng.choice(self.words)
         if self.rng.random() < 0.3:
             word = word[: (len(word) + 1) // 2] + other[len(other) // 2 :]

@@ -107,7 +107,7 @@ def test_articles_fit_the_values():
     assert pretrain.Task.fill(None, pattern, {"name": "The Oak"}) == "We saw The Oak ."
 
 
-def test_made_up_values_have_every_accent_and_most_have_none(source):
+def test_words_have_every_accent_and_most_have_none(source):
     task = pretrain.Task(source, random.Random(0))
     words = [task.word() for _ in range(3000)]
     assert set("".join(pretrain.ACCENTED.values())) <= set("".join(words))
