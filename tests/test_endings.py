@@ -1,0 +1,38 @@
+"""Where texts could end, and how likely a model ends them there."""
+
+import torch
+from conftest import ROOT, assert_close
+from transformers import GPT2LMHeadModel
+
+from bench.endings import MOST, end_probabilities, stops
+from e2e_data import encode_example
+from gpt2 import load_tokenizer
+from train import load_run
+
+TABLE = "name : The Mill | Type : pub | food : Italian | price : cheap | area : riverside | near : Café Rouge"
+SENTENCE = "The Mill is a pub . It is rated 4.5 . It serves cheap Italian food by the river ."
+
+
+def test_a_text_can_end_behind_each_full_stop_and_the_values_unsaid_are_counted_there():
+    tokenizer = load_tokenizer("tiny")
+    _, tokens = encode_example(tokenizer, TABLE, SENTENCE)
+    found = stops(tokenizer, TABLE, SENTENCE)
+    assert [tokenizer.decode(tokens[:i]) for i, _, _ in found] == [
+        " The Mill is a pub .", " The Mill is a pub . It is rated 4.5 .", f" {SENTENCE}"]
+    assert [(unsaid, is_end) for _, unsaid, is_end in found] == [(4, False), (4, False), (1, True)]
+
+
+def test_many_values_unsaid_are_counted_together():
+    table = f"{TABLE} | customer rating : low | family friendly : yes"
+    assert stops(load_tokenizer("tiny"), table, "A pub .")[0][1] == MOST
+
+
+def test_the_probabilities_of_an_end_are_hugging_faces():
+    run = load_run("tiny", "cpu")
+    prompt, tokens = encode_example(run.tokenizer, TABLE, SENTENCE)
+    theirs = GPT2LMHeadModel.from_pretrained(ROOT / "models" / "tiny", dtype=torch.float64).eval()
+    run.model.double()
+    for i, probability in enumerate(end_probabilities(run, TABLE, SENTENCE)):
+        with torch.no_grad():
+            logits = theirs(torch.tensor([prompt + tokens[:i]])).logits[0, -1]  # what it gives before token i
+        assert_close(probability, logits.softmax(-1)[run.tokenizer.eot_token])
