@@ -2,8 +2,8 @@
 
     python bench/slots.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e
 
-counts for each run's outputs, and for the references themselves, the slots that a sentence does not mention and those
-that it contradicts. A value counts as said where one of its phrasings stands in the sentence: rules, not understanding,
+counts for each run's outputs, and for the references themselves, the slots that a sentence does not mention, those
+that it contradicts, and the sentences that name the place nearby more than once. A value counts as said where one of its phrasings stands in the sentence: rules, not understanding,
 so the references' own numbers show what the rules miss, and only differences between rows mean something.
 """
 
@@ -17,7 +17,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import InputError, run_command  # noqa: E402
-from compare import read_run  # noqa: E402
 from e2e_data import find_data, group_by_table, read_split  # noqa: E402
 
 
@@ -90,21 +89,31 @@ def count(pairs):
     return counts
 
 
+def near_twice(pairs):
+    """Of the pairs whose table has a place nearby, the share whose sentence names it more than once."""
+    times = [sentence.lower().count(near[1].lower()) for table, sentence in pairs
+             if (near := re.search(r"\bnear : ([^|]*[^| ])", table))]
+    return sum(n > 1 for n in times) / len(times)
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Values of the tables that sentences leave out or contradict.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders that train.py wrote, on one data set")
+    parser = argparse.ArgumentParser(description="Values of the tables that sentences leave out, contradict, repeat.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders that train.py or beam.py --out wrote")
     parser.add_argument("--data", default="e2e", metavar="e2e|DIR", help="the data set (default: e2e)")
     args = parser.parse_args()
     examples = read_split(find_data(args.data), "test")
     tables = list(group_by_table(examples))
-    rows = {}
+    said = {}
     for run in args.runs:
-        read_run(run)  # tells where there is none
-        outputs = (Path(run) / "outputs.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        path = Path(run) / "outputs.txt"
+        if not path.exists():
+            raise InputError(f"{path} is missing: {run} holds no finished run")
+        outputs = path.read_text(encoding="utf-8").split("\n")[:-1]
         if len(outputs) != len(tables):
-            raise InputError(f"{run}/outputs.txt has {len(outputs)} lines for the {len(tables)} tables of {args.data}")
-        rows[run] = count(zip(tables, outputs))
-    rows["the references"] = count(examples)
+            raise InputError(f"{path} has {len(outputs)} lines for the {len(tables)} tables of {args.data}")
+        said[run] = list(zip(tables, outputs))
+    said["the references"] = examples
+    rows = {name: count(pairs) for name, pairs in said.items()}
 
     width = max(map(len, [*rows, "contradicted, %"]))
     slots = sorted({slot for counts in rows.values() for slot, _ in counts})
@@ -118,6 +127,9 @@ def main():
                 hits = sum(n for (_, what), n in of_slot.items() if what == judgement)
                 cells.append(f"{100 * hits / sum(of_slot.values()):>{max(8, len(slot or '') + 2)}.1f}")
             print(f"{name:<{width}}" + "".join(cells))
+    print(f"\n{'near twice, %':<{width}}")
+    for name, pairs in said.items():
+        print(f"{name:<{width}}{100 * near_twice(pairs):>8.1f}")
 
 
 if __name__ == "__main__":

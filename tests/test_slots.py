@@ -42,6 +42,13 @@ def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
         slots.judge("food", "Thai", "It serves Thai food .")
 
 
+def test_a_place_nearby_is_named_twice_or_not():
+    table = "name : The Mill | near : Café Rouge | area : riverside"
+    twice = "The Mill is near Café Rouge . It is by the river near café rouge ."
+    pairs = [(table, twice), (table, "It is near Café Rouge ."), (table, "A pub ."), ("name : Café Rouge", twice)]
+    assert slots.near_twice(pairs) == 1 / 3
+
+
 def test_worked_examples_hold():
     result = doctest.testmod(slots)
     assert result.failed == 0 and result.attempted > 0
