@@ -4,8 +4,7 @@
 
 reads the validation set's references with each run's model, and prints the mean probability of <|endoftext|> behind
 every " ." in them, by the number of values that the text has not said by then (as `bench/slots.py` judges), beside how
-often the references themselves end there. A beam search takes what is likelier: where the references end in half of
-the cases, a little more or less decides whether a value is left out nearly always or nearly never.
+often the references themselves end there.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def end_probabilities(run, table, sentence):
     """The probability of <|endoftext|> in place of each of the sentence's tokens, float [number of tokens]."""
     prompt, tokens = encode_example(run.tokenizer, table, sentence)
     read = torch.tensor([prompt + tokens[:-1]], device=run.model.wte.weight.device)
-    probabilities = run.model(read, run.past)[0, len(prompt) - 1 :].softmax(-1)  # [tokens, n_vocab]
+    probabilities = run.model(read, run.past)[0, len(prompt) - 1 :].softmax(-1)  # [number of tokens, n_vocab]
     return probabilities[:, run.model.config.eos_token]
 
 
@@ -55,17 +54,16 @@ def main():
     rows = {}  # of each run, and of the references: for each number of values unsaid the probabilities of an end
     for name in args.runs:
         run = load_run(name)
-        rows[name] = [[] for _ in range(MOST + 1)]
-        rows["the references"] = [[] for _ in range(MOST + 1)]  # the same for every run
+        rows[name], ends = [[] for _ in range(MOST + 1)], [[] for _ in range(MOST + 1)]
         for example in tqdm(examples, desc=name, unit=" references"):
             probabilities = end_probabilities(run, *example).tolist()
             for i, unsaid, is_end in stops(run.tokenizer, *example):
                 rows[name][unsaid].append(probabilities[i])
-                rows["the references"][unsaid].append(is_end)
-    rows["the references"] = rows.pop("the references")  # last
+                ends[unsaid].append(is_end)
+    rows["the references"] = ends  # the same for every run
     width = max(map(len, rows))
     print(f"\n{'values unsaid':<{width}}" + "".join(f"{head:>11}" for head in (*range(MOST), f"{MOST} or more")))
-    print(f"{'cases':<{width}}" + "".join(f"{len(cell):>11,}" for cell in rows["the references"]))
+    print(f"{'cases':<{width}}" + "".join(f"{len(cell):>11,}" for cell in ends))
     for name, cells in rows.items():
         shares = [f"{sum(cell) / len(cell):.3f}" if cell else "-" for cell in cells]
         print(f"{name:<{width}}" + "".join(f"{share:>11}" for share in shares))
