@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,11 @@ def read_run(folder):
 
 
 def group_runs(runs):
-    """{label: the runs that differ in their seed alone}; a label names the settings in which a mode's runs differ."""
+    """{label: the runs that differ in their seed alone}: prefixes by their length, then fine-tuning.
+
+    A label names the settings in which a mode's runs differ.
+    """
+    runs = sorted(runs, key=lambda run: run.settings["prefix_length"] if run.settings["mode"] == "prefix" else math.inf)
     groups = {}  # (setting, value) of all settings but the seed -> its runs
     for run in runs:
         groups.setdefault(tuple((name, value) for name, value in run.settings.items() if name != "seed"), []).append(run)
@@ -125,7 +130,7 @@ def draw_curve(groups, path):
         lines.setdefault(name, []).append((runs[0].settings["prefix_length"], *scores))
     figure, axes = new_figure()
     for name, points in lines.items():
-        lengths, means, lowest, highest = zip(*sorted(points))
+        lengths, means, lowest, highest = zip(*points)
         bars = [[mean - low for mean, low in zip(means, lowest)], [high - mean for mean, high in zip(means, highest)]]
         axes.errorbar(lengths, means, bars, fmt="o-", capsize=3, label=name)
     axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",

@@ -48,7 +48,13 @@ def test_a_label_names_what_distinguishes_the_runs_of_a_mode_and_stays_short(tmp
     labels = list(compare.group_runs(runs))
     assert len(labels) == 5 and all(len(label) < 100 for label in labels)
     assert labels[0].startswith("prefix 5, tiny, e2e, lr 0.1, prefix_words <|endoftext|> name")
-    assert labels[2] == "prefix 5, tiny, e2e, lr 0.001"
+    assert labels[1] == "prefix 5, tiny, e2e, lr 0.001"
+
+
+def test_prefixes_stand_by_their_length_and_fine_tuning_last_in_whatever_order_they_are_given(tmp_path):
+    changes = [{"mode": "finetune"}, {"prefix_length": 10}, {"prefix_length": 50}, {"prefix_length": 3}]
+    runs = [compare.read_run(write_run(tmp_path / str(i), 0.5, **change)) for i, change in enumerate(changes)]
+    assert [label.split(",")[0] for label in compare.group_runs(runs)] == ["prefix 3", "prefix 10", "prefix 50", "finetune"]
 
 
 def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):
