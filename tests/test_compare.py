@@ -54,7 +54,8 @@ def test_a_label_names_what_distinguishes_the_runs_of_a_mode_and_stays_short(tmp
 def test_prefixes_stand_by_their_length_and_fine_tuning_last_in_whatever_order_they_are_given(tmp_path):
     changes = [{"mode": "finetune"}, {"prefix_length": 10}, {"prefix_length": 50}, {"prefix_length": 3}]
     runs = [compare.read_run(write_run(tmp_path / str(i), 0.5, **change)) for i, change in enumerate(changes)]
-    assert [label.split(",")[0] for label in compare.group_runs(runs)] == ["prefix 3", "prefix 10", "prefix 50", "finetune"]
+    labels = [label.split(",")[0] for label in compare.group_runs(runs)]
+    assert labels == ["prefix 3", "prefix 10", "prefix 50", "finetune"]
 
 
 def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):

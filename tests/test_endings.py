@@ -1,7 +1,7 @@
 """Where texts could end, and how likely a model ends them there."""
 
 import torch
-from conftest import ROOT, assert_close
+from conftest import ROOT, assert_close, run_python
 from transformers import GPT2LMHeadModel
 
 from bench.endings import MOST, end_probabilities, stops
@@ -36,3 +36,20 @@ def test_the_probabilities_of_an_end_are_hugging_faces():
         with torch.no_grad():
             logits = theirs(torch.tensor([prompt + tokens[:i]])).logits[0, -1]  # what it gives before token i
         assert_close(probability, logits.softmax(-1)[run.tokenizer.eot_token])
+
+
+def test_the_command_prints_for_each_number_of_values_unsaid_the_cases_and_how_many_of_them_end(tmp_path):
+    sentences = (SENTENCE, "The Mill is a cheap Italian pub .")  # unsaid at their stops: 4, 4, 1 (the end); 2 (the end)
+    lines = "".join(f"{TABLE}||{sentence}\n" for sentence in sentences)
+    (tmp_path / "src1_valid.txt").write_text(lines, encoding="utf-8")
+    done = run_python("bench/endings.py", "tiny", "--data", tmp_path)
+    assert done.returncode == 0, done.stderr
+    head, cases, tiny, references = (line.split() for line in done.stdout.strip().splitlines())
+    assert head[-3:] == ["4", "or", "more"]
+    assert cases == ["cases", "0", "1", "1", "0", "2"]
+    assert references == ["the", "references", "-", "1.000", "1.000", "-", "0.000"]
+    run = load_run("tiny", "cpu")
+    at_stops = [end_probabilities(run, TABLE, sentence) for sentence in sentences]
+    (first, second, last), (only,) = ([ends[i].item() for i, _, _ in stops(run.tokenizer, TABLE, sentence)]
+                                      for ends, sentence in zip(at_stops, sentences))
+    assert tiny == ["tiny", "-", f"{last:.3f}", f"{only:.3f}", "-", f"{(first + second) / 2:.3f}"]
