@@ -3,7 +3,7 @@ PYTHON ?= python3
 demo: .venv/installed
 	rm -rf runs/demo
 	@echo "What the base alone makes of the test tables:"
-	.venv/bin/python beam.py --run tiny --data sample
+	.venv/bin/python describe.py tiny --data sample
 	@echo "What it makes of them with a prefix:"
 	.venv/bin/python train.py --mode prefix --demo
 

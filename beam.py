@@ -1,30 +1,27 @@
 """Beam search over a key/value cache, many prompts of different lengths at once.
 
-    python beam.py --run DIR "name : Blue Spice | Type : pub"       a trained run describes a table
-    python beam.py --run DIR < tables.txt                           a table a line
-    python beam.py --run DIR --data e2e                             decodes and scores the test set anew
+    python beam.py "name : Blue Spice | Type : pub"      one search, as a tree of its beams
+    python beam.py --prefix runs/demo                    the same with a prefix in front
 """
 
 import argparse
-import sys
 from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
 
 from common import InputError, run_command
-from gpt2 import Growing
-
-
-DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
+from e2e_data import encode_table
+from gpt2 import NAMES, Growing, load_model, load_tokenizer, pad, pick_device
+from prefix import load_prefix
 
 
 @dataclass
 class Hypothesis:
-    """A continuation of a prompt, without the prompt and without the <|endoftext|> that closes it."""
+    """A continuation of a prompt, without the prompt and without the <|endoftext|> that ends it."""
 
     tokens: list
-    score: float  # sum of log-probabilities / (number of tokens, <|endoftext|> counted) ** length_penalty
+    score: float  # sum of log-probabilities / (tokens, <|endoftext|> counted) ** length_penalty
 
 
 @dataclass
@@ -32,15 +29,16 @@ class Search:
     """The state of one prompt's search; it begins with one empty beam."""
 
     number: int  # which prompt it is
-    beams: list = field(default_factory=lambda: [[]])  # tokens of the hypotheses that still go on, best first
+    beams: list = field(default_factory=lambda: [[]])  # tokens of those that go on, best first
     scores: list = field(default_factory=lambda: [0.0])  # their sums of log-probabilities
     finished: list = field(default_factory=list)  # the num_beams best hypotheses that have ended
 
     def grow(self, candidates, length, is_last, eos_token, num_beams, length_penalty):
-        """Makes the next beams, of `length` tokens, from 2 * num_beams candidates (score, beam, token), best first.
+        """Makes the next beams, of `length` tokens, from candidates (score, beam, token).
 
-        Only the num_beams best candidates may end; the others are there so that num_beams can go on even if all of
-        those end. Returns out of which old beam each new one grew, and nothing at all where the search is over.
+        There are 2 * num_beams of them, best first. Only the num_beams best may end; the others are
+        there so that num_beams can go on even if all of those end. Returns out of which old beam
+        each new one grew, and nothing at all where the search is over.
         """
         beams, scores, grown_from = [], [], []
         for rank, (score, beam, token) in enumerate(candidates):
@@ -53,102 +51,124 @@ class Search:
                 scores.append(score)
                 grown_from.append(beam)
         self.beams, self.scores = beams, scores
-        self.finished = sorted(self.finished, key=lambda hypothesis: -hypothesis.score)[:num_beams]
-        # What goes on is given up once its best could not enter the num_beams finished ones if it ended now.
+        self.finished.sort(key=lambda hypothesis: -hypothesis.score)
+        del self.finished[num_beams:]
+        # What goes on is given up once its best, if it ended now, could not enter the finished.
         best_possible = scores[0] / length**length_penalty
-        is_over = len(self.finished) == num_beams and best_possible <= self.finished[-1].score
+        is_full = len(self.finished) == num_beams
+        is_over = is_full and best_possible <= self.finished[-1].score
         return [] if is_over or is_last else grown_from
 
 
 @torch.no_grad()
-def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, length_penalty=1.0, banned=(),
-                batch_size=64, progress=False):
-    """The best continuations of each prompt, as Hugging Face's `generate(early_stopping=False)` finds them.
+def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, length_penalty=1.0,
+                banned=(), batch_size=64, progress=False):
+    """The best continuations of each prompt, as Hugging Face's `generate(early_stopping=False)`.
 
     prompts     lists of tokens, of any lengths; batch_size of them are searched at once
-    past        for each layer (key, value), each [1, n_head, P, head_dim], that stands in front of every prompt
+    past        for each layer (key, value), each [1, n_head, P, head_dim], before every prompt
     banned      tokens that are never written
     progress    whether to show a bar on stderr
     returns     for each prompt, num_beams times Hypothesis(tokens, score), best first
-    Raises InputError where a prompt is empty or too long, or the vocabulary is too small for so many beams.
+    Raises InputError where a prompt is empty or too long, or the vocabulary too small for so many
+    beams.
     """
     P = 0 if past is None else past[0][0].shape[2]
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt:
-            raise InputError(f"prompt {number} is empty")
-        if (room := model.config.n_ctx - P - max_new_tokens + 1) < len(prompt):  # the last new token is never read
-            raise InputError(f"prompt {number} has {len(prompt)} tokens, but with {P} of a prefix and {max_new_tokens} "
-                             f"new ones there is room for {room}")
-    if num_beams < 1 or max_new_tokens < 1 or batch_size < 1:
-        raise InputError("the numbers of beams, of new tokens and of prompts at once must be at least 1")
-    if 2 * num_beams > model.config.n_vocab - len(set(banned)):
-        raise InputError(f"{num_beams} beams are too many for {model.config.n_vocab} tokens, of which some are banned")
+    check_search(model, prompts, P, num_beams, max_new_tokens, banned)
+    if batch_size < 1:
+        raise InputError("the number of prompts at once must be at least 1")
     results = [None] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # little padding in a batch
+    # Prompts of similar lengths go together, so that there is little padding in a batch.
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     with tqdm(total=len(prompts), desc="decoding", unit=" tables", disable=not progress) as bar:
         for at in range(0, len(prompts), batch_size):
             batch = by_length[at : at + batch_size]
             searches = [Search(number) for number in batch]
-            search_batch(model, [prompts[i] for i in batch], past, searches, num_beams, max_new_tokens,
-                         length_penalty, list(banned), bar)
+            search_batch(model, [prompts[i] for i in batch], past, searches, num_beams,
+                         max_new_tokens, length_penalty, list(banned), bar)
             for search in searches:
                 results[search.number] = search.finished
     return results
 
 
-def search_batch(model, prompts, past, searches, num_beams, max_new_tokens, length_penalty, banned, bar):
+def check_search(model, prompts, P, num_beams, max_new_tokens, banned):
+    """Raises InputError where such a search, behind P past tokens, is impossible."""
+    if num_beams < 1 or max_new_tokens < 1:
+        raise InputError("the numbers of beams and of new tokens must be at least 1")
+    if 2 * num_beams > model.config.n_vocab - len(set(banned)):
+        raise InputError(f"{num_beams} beams are too many for {model.config.n_vocab} tokens, of "
+                         "which some are banned")
+    room = model.config.n_ctx - P - max_new_tokens + 1  # the last new token is never read
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise InputError(f"prompt {number} is empty")
+        if len(prompt) > room:
+            raise InputError(f"prompt {number} has {len(prompt)} tokens, but with {P} of a prefix "
+                             f"and {max_new_tokens} new ones there is room for {room}")
+
+
+def search_batch(model, prompts, past, searches, num_beams, max_new_tokens, length_penalty, banned,
+                 bar):
     """Runs `searches` to their ends, one for each of `prompts`.
 
-    The beams of a search are so many queries against the keys and values of one row: those of the prefix and of its
-    prompt, computed once and shared, and behind them those of all that its beams ever wrote. Which of them a beam may
-    see, its own tokens and no others, is the mask's affair; so what grows out of what changes the mask alone, and no
-    key or value is ever copied from beam to beam.
+    The beams of a search are so many queries against the keys and values of one row: those of the
+    prefix and of its prompt, computed once and shared, and behind them those of all that its beams
+    ever wrote. Which of them a beam may see, its own tokens and no others, is the mask's affair; so
+    what grows out of what changes the mask alone, and no key or value is ever copied from beam to
+    beam.
     """
     device = model.wte.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # padded on the right
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt)
     P = 0 if past is None else past[0][0].shape[2]
-    real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [B, T]
-    is_last = torch.arange(tokens.shape[1], device=device) == lengths[:, None] - 1  # [B, T]
-    features, past = model.features(tokens.to(device), past, real=real, wanted=is_last)  # [B, n_embd]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    tokens, places = pad(prompts, device)  # [B, T], [N]
+    last = lengths.cumsum(0).to(device) - 1  # [B]: of the N tokens the last of each prompt
+    logits, past = model(tokens, past, places=places, wanted=last, return_past=True)
+    logits = logits[:, None]  # [B, n_vocab] -> [B, beams, n_vocab]; 1 beam, k from now on
     past = [(Growing(key), Growing(value)) for key, value in past]
-    logits = model.logits(features)[:, None]  # [B, 1, n_vocab]
-    mask = torch.cat([real.new_ones(len(prompts), P), real], dim=1)[:, None]  # [B, beams, P + T]; 1 beam, k from now on
-    own = torch.eye(num_beams, dtype=torch.bool, device=device)  # of the newest tokens a beam sees its own
+    lengths = lengths.to(device)
+    real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [B, T]
+    mask = torch.cat([real.new_ones(len(prompts), P), real], dim=1)[:, None]  # [B, beams, P + T]
+    own = torch.eye(num_beams, dtype=torch.bool, device=device)  # each sees its own newest token
 
     for length in range(1, max_new_tokens + 1):
         log_probs = torch.log_softmax(logits.float(), -1)  # [B, beams, n_vocab]
         log_probs[..., banned] = -torch.inf
         scores = torch.tensor([search.scores for search in searches], device=device)  # [B, beams]
-        candidates = (scores[..., None] + log_probs).flatten(1)  # [B, beams * n_vocab]: each beam with each token
+        candidates = scores[..., None] + log_probs  # each beam with each token
+        candidates = candidates.flatten(1)  # [B, beams * n_vocab]
         top_scores, top = candidates.topk(2 * num_beams)  # each [B, 2 * num_beams], best first
         beams, chosen = top // log_probs.shape[2], top % log_probs.shape[2]
 
         grown_from = []  # for each search, out of which old beam each new one grew
         top_scores, beams, chosen = top_scores.tolist(), beams.tolist(), chosen.tolist()
+        is_last = length == max_new_tokens
         for row, search in enumerate(searches):
-            grown_from.append(search.grow(zip(top_scores[row], beams[row], chosen[row]), length,
-                                          length == max_new_tokens, model.config.eos_token, num_beams, length_penalty))
+            best = zip(top_scores[row], beams[row], chosen[row])
+            grown_from.append(search.grow(best, length, is_last, model.config.eos_token, num_beams,
+                                          length_penalty))
         rows = rows_that_stay(grown_from)
         bar.update(len(searches) - len(rows))
         if not rows:
             break
         if len(rows) < len(searches):
             searches, lengths = [searches[row] for row in rows], lengths[rows]
-            for layer in past:
-                for tensor in layer:
-                    tensor.keep(rows)
+            for key, value in past:
+                key.keep(rows)
+                value.keep(rows)
         grown_from = torch.tensor([grown_from[row] for row in rows], device=device)  # [B, k]
-        mask = mask[torch.tensor(rows, device=device)[:, None], grown_from]  # [B, k, P + T + all that was written]
+        kept = torch.tensor(rows, device=device)[:, None]
+        mask = mask[kept, grown_from]  # [B, k, P + T + all that was written]
         mask = torch.cat([mask, own.expand(len(rows), -1, -1)], dim=2)
-        newest = torch.tensor([[beam[-1] for beam in search.beams] for search in searches], device=device)  # [B, k]
-        logits = model(newest, past, positions=P + lengths[:, None] + length - 1, mask=mask)  # [B, k, n_vocab]
+        newest = [[beam[-1] for beam in search.beams] for search in searches]
+        newest = torch.tensor(newest, device=device)  # [B, k]
+        positions = P + lengths[:, None] + length - 1  # [B, 1]
+        logits = model(newest, past, positions=positions, mask=mask)  # [B, k, n_vocab]
 
 
 def rows_that_stay(grown_from):
-    """The rows of the searches that go on, in an order in which few move: the last ones take the places of the ended.
+    """The rows of the searches that go on, in an order in which few move.
+
+    The last ones take the places of those that ended.
 
     >>> rows_that_stay([[0, 1], [], [1, 0], [0, 0]])
     [0, 3, 2]
@@ -160,50 +180,85 @@ def rows_that_stay(grown_from):
 
 
 def banned_tokens(tokenizer):
-    """The line breaks that are single tokens (198 and 628 in GPT-2): Li & Liang never write them."""
+    """The line breaks that are single tokens (198, 628 in GPT-2): Li & Liang never write them."""
     encoded = [tokenizer.encode_ordinary(text) for text in ("\n", "\n\n")]
     return [tokens[0] for tokens in encoded if len(tokens) == 1]
 
 
-def add_decoder_arguments(parser):
-    """The decoder's settings as arguments of a command line."""
-    parser.add_argument("--num-beams", type=int, default=DECODER["num_beams"], metavar="K",
-                        help="beams of the search (default: %(default)s)")
-    parser.add_argument("--length-penalty", type=float, default=DECODER["length_penalty"], metavar="A",
-                        help="a beam's score is divided by its length to this power (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=DECODER["max_new_tokens"], metavar="N",
-                        help="the longest sentence, in tokens (default: %(default)s)")
-    parser.add_argument("--decode-batch-size", type=int, default=64, metavar="N",
-                        help="tables described at once; fewer need less memory (default: %(default)s)")
-    parser.add_argument("--device", default="auto",
-                        help="auto (default: a GPU where there is one), cpu, cuda, mps, ...")
+# --------------------------------------------------------------------------------------------------
+# One search, to look at
+# --------------------------------------------------------------------------------------------------
+
+
+class WatchedSearch(Search):
+    """A search that remembers every beam it ever had, with its sum of log-probabilities."""
+
+    def grow(self, *args):
+        grown_from = super().grow(*args)
+        self.seen = getattr(self, "seen", {}) | dict(zip(map(tuple, self.beams), self.scores))
+        return grown_from
+
+
+def draw_tree(search, tokenizer):
+    """The lines of a tree of all beams of a WatchedSearch; the finished ones show their scores.
+
+    A line is a run of tokens from one fork to the next, and the sum of log-probabilities at its
+    end. What leads nowhere was pushed out by better beams.
+    """
+    finished = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in search.finished}
+    nodes = sorted({*search.seen, *finished})  # a beam stands before those that grew out of it
+    children = {(): []}
+    for node in nodes:
+        if node:
+            children.setdefault(node, [])
+            children[node[:-1]].append(node)
+    best = max(finished, key=finished.get)
+    lines = []
+
+    def draw(node, indent):
+        for child in sorted(children[node], key=lambda child: -search.seen.get(child, -torch.inf)):
+            end = child
+            while len(children[end]) == 1 and end not in finished:
+                (end,) = children[end]
+            text = tokenizer.decode(list(end[len(node) :]))
+            total = f"{search.seen[end]:8.2f}" if end in search.seen else " " * 8
+            score = f"   ends, score {finished[end]:.3f}" if end in finished else ""
+            lines.append(f"{total}  {indent}{text}{score}{'   <- the best' * (end == best)}")
+            draw(end, indent + "    ")
+
+    draw((), "")
+    return lines
 
 
 def main():
-    from train import describe, load_run, score_test_set  # the whole road, which itself imports this module
-
-    parser = argparse.ArgumentParser(description="A trained run describes tables.",
-                                     epilog='example: python beam.py --run runs/demo "name : Blue Spice | Type : pub"')
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="such as \"name : Blue Spice | Type : pub\"; "
-                        "without any, and without --data, lines of stdin")
-    parser.add_argument("--run", required=True, metavar="DIR|MODEL",
-                        help="the folder that train.py wrote, or a bare model: tiny, gpt2-medium, ... or its folder")
-    parser.add_argument("--data", metavar="e2e|sample|DIR", help="decode and score this data set's test tables")
-    parser.add_argument("--out", metavar="DIR", help="with --data: also write outputs.txt, references.txt, scores.json")
-    add_decoder_arguments(parser)
+    parser = argparse.ArgumentParser(
+        description="Shows one search as a tree of its beams: what was tried, how likely it was, "
+        "what ended.")
+    add = parser.add_argument
+    add("table", nargs="?", default="name : Blue Spice | Type : pub | area : riverside",
+        metavar="TABLE", help="what to describe (default: %(default)s)")
+    add("--model", default="tiny", metavar="NAME|DIR",
+        help=f"{', '.join(NAMES)} or a folder (default: %(default)s)")
+    add("--prefix", metavar="DIR", help="a folder with a prefix for this model, such as a run's")
+    add("--num-beams", type=int, default=3, metavar="K", help="(default: %(default)s)")
+    add("--max-new-tokens", type=int, default=40, metavar="N", help="(default: %(default)s)")
+    add("--length-penalty", type=float, default=1.0, metavar="A",
+        help="a score is the sum of log-probabilities over the length to this power "
+        "(default: %(default)s)")
+    add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
-    if args.data and args.tables:
-        raise InputError("give either tables or --data")
-    if args.out and not args.data:
-        raise InputError("--out goes with --data")
-    run = load_run(args.run, args.device)
-    decoder = {name: getattr(args, name) for name in DECODER}
-    if args.data:
-        score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
-        return
-    tables = args.tables or [line.strip() for line in sys.stdin if line.strip()]
-    for sentence in describe(run, tables, decoder, args.decode_batch_size, progress=len(tables) > 20):
-        print(sentence)
+    tokenizer, model = load_tokenizer(args.model), load_model(args.model, pick_device(args.device))
+    past = None
+    if args.prefix:
+        past = load_prefix(args.prefix).to(model.wte.weight.device)()
+    prompt, banned = encode_table(tokenizer, args.table), banned_tokens(tokenizer)
+    P = 0 if past is None else past[0][0].shape[2]
+    check_search(model, [prompt], P, args.num_beams, args.max_new_tokens, banned)
+    search = WatchedSearch(0)
+    search_batch(model, [prompt], past, [search], args.num_beams, args.max_new_tokens,
+                 args.length_penalty, banned, tqdm(disable=True))
+    print(f"{args.table}\n\n  sum of log-probabilities, and what was written\n")
+    print("\n".join(draw_tree(search, tokenizer)))
 
 
 if __name__ == "__main__":

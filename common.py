@@ -1,6 +1,7 @@
-"""What the modules share about files: errors that are one sentence, files that are whole or absent, downloads."""
+"""What the modules share about files: errors of one sentence, files whole or absent, downloads."""
 
 import hashlib
+import json
 import os
 import sys
 import urllib.error
@@ -31,7 +32,7 @@ def run_command(main):
 
 @contextmanager
 def write_aside(path):
-    """Gives a path beside `path` to write to, and renames it to `path` once the block has ended without an error."""
+    """Gives a path beside `path` to write to; renames it to `path` after a block without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")
@@ -40,6 +41,33 @@ def write_aside(path):
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Writes a text file, whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    """Writes a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path):
+    """The object that a JSON file holds; raises InputError naming file and line."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{path}: a JSON object was expected, but it is a {type(values).__name__}")
+    return values
 
 
 def sha256(path):
@@ -52,9 +80,10 @@ def sha256(path):
 
 
 def download(url, path, expected_sha256=None):
-    """Fetches `url` into `path`, showing progress; goes on with what an interrupted download left in `path`.part.
+    """Fetches `url` into `path` with a progress bar; goes on where an interrupted one stopped.
 
-    `path` appears only when the file is complete and, where a hash is expected, right. Raises InputError otherwise.
+    `path` appears only when the file is complete and, where a hash is expected, right. Raises
+    InputError otherwise; what came lies in `path`.part.
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")
@@ -78,15 +107,17 @@ def download(url, path, expected_sha256=None):
         if error.code == 416:  # nothing is left to send: the part is whole, or not of this file
             part.unlink()
             return download(url, path, expected_sha256)
-        raise InputError(f"{url} could not be downloaded ({error}); fetch it by hand into {path.parent}/") from None
+        raise InputError(f"{url} could not be downloaded ({error}); fetch it by hand into "
+                         f"{path.parent}/") from None
     except (OSError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", error)
-        raise InputError(f"{url} could not be downloaded ({reason}); run the same command again to go on, "
-                         f"or fetch it by hand into {path.parent}/") from None
+        raise InputError(f"{url} could not be downloaded ({reason}); run the same command again to "
+                         f"go on, or fetch it by hand into {path.parent}/") from None
     if total is not None and part.stat().st_size != total:
-        raise InputError(f"{url}: the connection closed after {part.stat().st_size:,} of {total:,} bytes; "
-                         "run the same command again to go on")
+        raise InputError(f"{url}: the connection closed after {part.stat().st_size:,} of {total:,} "
+                         "bytes; run the same command again to go on")
     if expected_sha256 is not None and sha256(part) != expected_sha256:
         part.unlink()
-        raise InputError(f"{url}: what was downloaded is not the known file (its SHA-256 differs); try again later")
+        raise InputError(f"{url}: what was downloaded is not the known file (its SHA-256 differs); "
+                         "try again later")
     os.replace(part, path)

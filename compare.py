@@ -1,7 +1,7 @@
 """Puts runs side by side: their scores with mean and spread over seeds, what they cost, and the figures.
 
-    python compare.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e     the rows of Table 1, costs, losses.png
-    python compare.py runs/prefix-tiny-e2e/l*     runs of several lengths: also curve.png (the paper's Figure 2)
+    python compare.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e     scores, costs, losses.png
+    python compare.py runs/prefix-tiny-e2e/l*     of several lengths: also curve.png (Figure 2)
 """
 
 import argparse
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import metrics
-from common import InputError, run_command, write_aside
-from gpt2 import read_json
+from common import InputError, read_json, run_command, write_aside
 
 # BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
 PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}
@@ -32,8 +31,10 @@ def read_run(folder):
     """The finished run that a folder holds; raises InputError where there is none."""
     folder = Path(folder)
     if not (folder / "scores.json").exists():
-        raise InputError(f"{folder} holds no finished run (scores.json is missing); train.py --resume goes on with one")
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        raise InputError(f"{folder} holds no finished run (scores.json is missing); train.py "
+                         "--resume goes on with one")
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    log = [json.loads(line) for line in lines]
     return FinishedRun(read_json(folder / "run.json"), read_json(folder / "scores.json"), log)
 
 
@@ -42,88 +43,112 @@ def group_runs(runs):
 
     A label names the settings in which a mode's runs differ.
     """
-    runs = sorted(runs, key=lambda run: run.settings["prefix_length"] if run.settings["mode"] == "prefix" else math.inf)
+    def place(run):
+        is_prefix = run.settings["mode"] == "prefix"
+        return run.settings["prefix_length"] if is_prefix else math.inf
+
     groups = {}  # (setting, value) of all settings but the seed -> its runs
-    for run in runs:
-        groups.setdefault(tuple((name, value) for name, value in run.settings.items() if name != "seed"), []).append(run)
+    for run in sorted(runs, key=place):
+        key = tuple((name, value) for name, value in run.settings.items() if name != "seed")
+        groups.setdefault(key, []).append(run)
     labelled = {}
     for key, of_group in groups.items():
         own = of_group[0].settings
         mode = f"prefix {own['prefix_length']}" if own["mode"] == "prefix" else own["mode"]
-        shown = [mode, own["model"], own["data"]]
+        shown = [mode, Path(own["model"]).name, Path(own["data"]).name]
         same_mode = [run.settings for run in runs if run.settings["mode"] == own["mode"]]
         for name, value in key:
             differs = any(other.get(name) != value for other in same_mode)
             if differs and value is not None and name not in ("model", "data", "prefix_length"):
                 shown.append(f"{name} {textwrap.shorten(str(value), 40, placeholder=' ...')}")
         label = ", ".join(shown)
-        labelled[f"{label} ({len(labelled) + 1})" if label in labelled else label] = of_group  # shortened, some agree
+        if label in labelled:  # shortened, some agree
+            label = f"{label} ({len(labelled) + 1})"
+        labelled[label] = of_group
     return labelled
 
 
 def mean_and_extremes(runs, name):
-    """The mean, the lowest and the highest of a score over runs; three times None where one of them lacks it."""
+    """The mean, the lowest and the highest of a score over runs; None each where one lacks it."""
     values = [run.scores[name] for run in runs]
-    return (None, None, None) if None in values else (sum(values) / len(values), min(values), max(values))
+    if None in values:
+        return None, None, None
+    return sum(values) / len(values), min(values), max(values)
 
 
 def score_rows(groups):
-    """The rows of `metrics.format_table`: each group's mean, and below it the spread where there are several seeds."""
+    """The rows of `metrics.format_table`: each group's mean, and the spread of several seeds."""
     rows = []
     for label, runs in groups.items():
         scores = {name: mean_and_extremes(runs, name) for name in metrics.METRICS}
         several = f", mean of {len(runs)} seeds" if len(runs) > 1 else ""
         rows.append((label + several, {name: mean for name, (mean, _, _) in scores.items()}))
         if several:
-            rows.append(("  highest - lowest", {name: None if low is None else high - low
-                                                for name, (_, low, high) in scores.items()}))
+            spreads = {name: None if low is None else high - low
+                       for name, (_, low, high) in scores.items()}
+            rows.append(("  highest - lowest", spreads))
     return rows
 
 
 COSTS = {  # what scores.json calls a cost -> its head in the table, how it is shown
-    "trained": ("numbers trained", "{:,.0f}"), "kept": ("numbers kept", "{:,.0f}"),
-    "seconds_per_step": ("seconds a step", "{:.3f}"), "tokens_per_second": ("tokens a second", "{:,.0f}"),
+    "trained": ("parameters trained", "{:,.0f}"), "kept": ("kept", "{:,.0f}"),
+    "seconds_per_step": ("seconds a step", "{:.3f}"),
+    "tokens_per_second": ("tokens a second", "{:,.0f}"),
     "peak_memory": ("GiB at the peak", "{:.2f}"),
 }
 
 
 def format_costs(groups):
     """A table of the mean costs of each group; of two groups also the second's over the first's."""
-    means = [{name: sum(run.scores["costs"][name] for run in runs) / len(runs) for name in COSTS}
-             for runs in groups.values()]
+    means = []
+    for runs in groups.values():
+        costs = {name: [run.scores["costs"][name] for run in runs] for name in COSTS}
+        means.append({name: None if None in values else sum(values) / len(values)
+                      for name, values in costs.items()})
     rows = [("", [head for head, _ in COSTS.values()])]
     for label, costs in zip(groups, means):
-        costs = costs | {"peak_memory": costs["peak_memory"] / 2**30}
-        rows.append((label, [form.format(costs[name]) for name, (_, form) in COSTS.items()]))
+        cells = []
+        for name, (_, form) in COSTS.items():
+            unit = 2**30 if name == "peak_memory" else 1
+            cells.append("-" if costs[name] is None else form.format(costs[name] / unit))
+        rows.append((label, cells))
     if len(means) == 2:
-        rows.append(("second / first", [f"{means[1][name] / means[0][name]:.2f}" for name in COSTS]))
+        ratios = ["-" if None in (means[0][name], means[1][name])
+                  else f"{means[1][name] / means[0][name]:.2f}" for name in COSTS]
+        rows.append(("second / first", ratios))
     width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}" + "".join(f"{cell:>17}" for cell in cells) for label, cells in rows)
+    return "\n".join(f"{label:<{width}}" + "".join(f"{cell:>20}" for cell in cells)
+                     for label, cells in rows)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Figures
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def draw_losses(logs, path):
-    """Training and validation loss against steps. logs: {label: for each run of this label the lines of its log}."""
+    """Training and validation loss against steps.
+
+    logs       {label: for each run of this label the entries of its log}
+    """
     figure, axes = new_figure()
     for number, (label, of_runs) in enumerate(logs.items()):
+        color = f"C{number}"
         for log in of_runs:
             points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-            axes.plot(*zip(*points), color=f"C{number}", alpha=0.35, linewidth=1)
-            points = [(entry["step"], entry["validation_loss"]) for entry in log if "validation_loss" in entry]
-            (line,) = axes.plot(*zip(*points), "o-", color=f"C{number}")
+            axes.plot(*zip(*points), color=color, alpha=0.35, linewidth=1)
+            points = [(entry["step"], entry["validation_loss"]) for entry in log
+                      if "validation_loss" in entry]
+            (line,) = axes.plot(*zip(*points), "o-", color=color)
         line.set_label(label)
     axes.set(xlabel="step", ylabel="loss a token (nats)")
     axes.legend(title="validation (dots) and training")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curve(groups, path):
-    """BLEU against prefix length, the mean of each group with a bar from its lowest to its highest (Figure 2)."""
-    lines = {}  # what the runs of a line have in common -> (length, mean, lowest, highest) of each group
+    """BLEU against prefix length (Figure 2): each group's mean, a bar from lowest to highest."""
+    lines = {}  # what the runs of a line have in common -> (length, mean, lowest, highest)
     for label, runs in groups.items():
         _, _, name = label.partition(", ")  # behind the length
         scores = [100 * score for score in mean_and_extremes(runs, "BLEU")]
@@ -131,13 +156,14 @@ def draw_curve(groups, path):
     figure, axes = new_figure()
     for name, points in lines.items():
         lengths, means, lowest, highest = zip(*points)
-        bars = [[mean - low for mean, low in zip(means, lowest)], [high - mean for mean, high in zip(means, highest)]]
-        axes.errorbar(lengths, means, bars, fmt="o-", capsize=3, label=name)
+        below = [mean - low for mean, low in zip(means, lowest)]
+        above = [high - mean for mean, high in zip(means, highest)]
+        axes.errorbar(lengths, means, [below, above], fmt="o-", capsize=3, label=name)
     axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
               label="GPT-2 Medium on E2E, a re-implementation's outputs")
     axes.set(xlabel="prefix length", ylabel="BLEU", title="BLEU against prefix length")
     axes.legend()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def new_figure():
@@ -151,7 +177,7 @@ def new_figure():
     return figure, axes
 
 
-def save(figure, path):
+def save_figure(figure, path):
     from matplotlib import pyplot
 
     with write_aside(path) as aside:
@@ -159,17 +185,18 @@ def save(figure, path):
     pyplot.close(figure)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
-def compare(folders, out):
+def compare_runs(folders, out):
     """Prints the tables of finished runs and draws their figures into the folder `out`."""
     groups = group_runs([read_run(folder) for folder in folders])
     print("\n" + metrics.format_table(score_rows(groups)))
     print("\n" + format_costs(groups))
     drawn = [Path(out) / "losses.png"]
     draw_losses({label: [run.log for run in runs] for label, runs in groups.items()}, drawn[0])
-    prefixes = {label: runs for label, runs in groups.items() if runs[0].settings["mode"] == "prefix"}
+    prefixes = {label: runs for label, runs in groups.items()
+                if runs[0].settings["mode"] == "prefix"}
     if len({runs[0].settings["prefix_length"] for runs in prefixes.values()}) > 1:
         drawn.append(Path(out) / "curve.png")
         draw_curve(prefixes, drawn[1])
@@ -177,11 +204,13 @@ def compare(folders, out):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Puts finished runs side by side: scores, costs, figures.")
+    parser = argparse.ArgumentParser(
+        description="Puts finished runs side by side: scores, costs, figures.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py wrote")
-    parser.add_argument("--out", default="runs", metavar="DIR", help="where the figures go (default: runs)")
+    parser.add_argument("--out", default="runs", metavar="DIR",
+                        help="where the figures go (default: runs)")
     args = parser.parse_args()
-    compare(args.runs, args.out)
+    compare_runs(args.runs, args.out)
 
 
 if __name__ == "__main__":

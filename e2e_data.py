@@ -1,7 +1,8 @@
-"""The E2E data (Novikova et al. 2017): tables of restaurants, and sentences that people wrote about them.
+"""The E2E data (Novikova et al. 2017): tables of restaurants, and what people wrote about them.
 
-Reads the files that Li & Liang (2021) trained on (src1_train.txt, src1_valid.txt, src1_test.txt: `table||sentence` a
-line) and the official release (trainset.csv, devset.csv, testset_w_refs.csv, or the zip that holds them).
+Reads the files that Li & Liang (2021) trained on (src1_train.txt, src1_valid.txt, src1_test.txt:
+`table||sentence` a line) and the official release (trainset.csv, devset.csv, testset_w_refs.csv, or
+the zip that holds them).
 
     python e2e_data.py --data sample        what the data look like, as the model sees them
 """
@@ -12,58 +13,72 @@ import io
 import random
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from common import ROOT, InputError, download, run_command, sha256
+from gpt2 import load_tokenizer, pad
 
 SPLITS = ("train", "valid", "test")
+SRC1_NAMES = {split: f"src1_{split}.txt" for split in SPLITS}
 CSV_NAMES = {"train": "trainset.csv", "valid": "devset.csv", "test": "testset_w_refs.csv"}
 ZIP_NAME = "e2e-dataset.zip"
-SRC1_URL = ("https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/6519d30e69b15a180f23e2cd41b766d3f62b8e82"
-            "/data/e2e_data")
+ZIP_NAMES = {split: ZIP_NAME for split in SPLITS}
+SRC1_URL = ("https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/"
+            "6519d30e69b15a180f23e2cd41b766d3f62b8e82/data/e2e_data")
 KNOWN_SHA256 = {
     "src1_train.txt": "eae319082237310913d9f37f6a891d48fb3f821f29d86870d2cb4f92ddd72c5a",
     "src1_valid.txt": "ba963113c8401d3d26216c0dc0a6dae1ea6ea927de3bf830e32c41f65401c80d",
     "src1_test.txt": "81b1bcd40c4f12845ec4eb61a77bf43765d112483cd9b2f91ef10bfc1b3d8f13",
     ZIP_NAME: "1261064c01907af27e8cc39e0a29a81541f6ab69208c1cbfc1be95afbb49dfac",
 }
-NO_LOSS = -100  # the target of a token that carries no loss (cross_entropy's ignore_index)
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Finding and reading
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def find_data(source):
-    """The folder of a data set: "e2e" (downloaded into data/e2e/ on first use), "sample", or a folder."""
+    """The folder of a data set: "e2e" (downloaded on first use), "sample", or a folder."""
     folder = ROOT / "data" / source if source in ("e2e", "sample") else Path(source)
-    if source == "e2e" and not (folder / ZIP_NAME).exists() and not (folder / CSV_NAMES["test"]).exists():
-        for split in SPLITS:
-            name = f"src1_{split}.txt"
+    has_release = (folder / ZIP_NAME).exists() or (folder / CSV_NAMES["test"]).exists()
+    if source == "e2e" and not has_release:
+        for name in SRC1_NAMES.values():
             if not (folder / name).exists():
                 download(f"{SRC1_URL}/{name}", folder / name, KNOWN_SHA256[name])
     if not folder.is_dir():
-        raise InputError(f"there is no data set {source!r}: give e2e, sample or a folder")
+        raise InputError(f"there is no data set {str(source)!r}: give e2e, sample or a folder")
     return folder
 
 
 def data_file(folder, split):
-    """The file of `folder` that holds a split: src1_*.txt before *.csv before the zip. Raises InputError."""
-    for name in (f"src1_{split}.txt", CSV_NAMES[split], ZIP_NAME):
-        if (folder / name).exists():
-            return folder / name
-    raise InputError(f"{folder} has no {split} data: neither src1_{split}.txt nor {CSV_NAMES[split]} nor {ZIP_NAME}")
+    """The file of `folder` that holds a split. Raises InputError.
+
+    A folder is read in one form: as the src1 files if it has one of them, else as the CSV files,
+    else as the zip. Train and test never come in different forms.
+    """
+    for names in (SRC1_NAMES, CSV_NAMES, ZIP_NAMES):
+        present = [name for name in names.values() if (folder / name).exists()]
+        if names[split] in present:
+            return folder / names[split]
+        if present:
+            raise InputError(f"{folder} has {present[0]}, but no {names[split]}")
+    raise InputError(f"{folder} has no {split} data: neither {SRC1_NAMES[split]} nor "
+                     f"{CSV_NAMES[split]} nor {ZIP_NAME}")
 
 
 def is_known(path):
-    """Whether a file is, to the bit, one of the files that published results were measured on."""
+    """Whether a file is, to the bit, one of the files that E2E was published in."""
     return sha256(path) == KNOWN_SHA256.get(path.name)
 
 
 def read_split(folder, split):
-    """The examples of "train", "valid" or "test" as (table, sentence), in the file's order. Raises InputError."""
+    """The examples of "train", "valid" or "test" as (table, sentence), in the file's order.
+
+    Raises InputError naming file and line.
+    """
     path = data_file(folder, split)
     if path.suffix == ".txt":
         return read_src1(path)
@@ -71,9 +86,10 @@ def read_split(folder, split):
         return read_csv(path, path.read_bytes())
     try:
         with zipfile.ZipFile(path) as archive:
-            return read_csv(path / CSV_NAMES[split], archive.read(f"e2e-dataset/{CSV_NAMES[split]}"))
+            content = archive.read(f"e2e-dataset/{CSV_NAMES[split]}")
     except (zipfile.BadZipFile, KeyError) as error:
         raise InputError(f"{path} is damaged ({error}); fetch it again") from None
+    return read_csv(path / CSV_NAMES[split], content)
 
 
 def read_src1(path):
@@ -84,7 +100,8 @@ def read_src1(path):
             continue
         parts = [part.strip() for part in line.split("||")]
         if len(parts) != 2 or not all(parts):
-            raise InputError(f"{path}, line {number}: `table||sentence` was expected, but it is {line[:60]!r}")
+            raise InputError(
+                f"{path}, line {number}: `table||sentence` was expected, but it is {line[:60]!r}")
         examples.append(tuple(parts))
     if not examples:
         raise InputError(f"{path} is empty")
@@ -92,15 +109,17 @@ def read_src1(path):
 
 
 def read_csv(path, content):
-    """The examples of one of the official CSV files, tables in the form of the src1 files; sentences are left raw."""
+    """The examples of an official CSV file: tables in the src1 files' form, sentences left raw."""
     rows = csv.reader(io.StringIO(decode(path, content), newline=""))
     header = next(rows, [])
     if header != ["mr", "ref"]:
-        raise InputError(f"{path}, line 1: the columns mr,ref were expected, but they are {','.join(header)!r}")
+        raise InputError(f"{path}, line 1: the columns mr,ref were expected, but they are "
+                         f"{','.join(header)!r}")
     examples = []
     for row in rows:
         if len(row) != 2 or not row[1].strip():
-            raise InputError(f"{path}, line {rows.line_num}: a table and a sentence were expected, but it is {row!r}")
+            raise InputError(f"{path}, line {rows.line_num}: a table and a sentence were expected, "
+                             f"but it is {row!r}")
         try:
             examples.append((linearize(row[0]), row[1].strip()))
         except InputError as error:
@@ -127,9 +146,12 @@ def linearize(meaning_representation):
     >>> linearize("name[Blue Spice], eatType[coffee shop], priceRange[£20-25]")
     'name : Blue Spice | Type : coffee shop | price : £ 20 - 25'
     """
-    slots = re.findall(r"\s*([^\[\],]+)\[([^\[\]]*)\]\s*(?:,|$)", meaning_representation)
-    if not slots or ", ".join(f"{key}[{value}]" for key, value in slots) != meaning_representation.strip():
-        raise InputError(f"`key[value], key[value], ...` was expected, but it is {meaning_representation!r}")
+    text = meaning_representation.strip()
+    slots = [slot.partition("[")[::2] for slot in text.removesuffix("]").split("], ")]
+    is_plain = all(key.strip() == key != "" and not set("[],") & set(key) for key, _ in slots)
+    has_brackets = any(set("[]") & set(value) for _, value in slots)
+    if not is_plain or has_brackets or ", ".join(f"{k}[{value}]" for k, value in slots) != text:
+        raise InputError(f"`key[value], key[value], ...` was expected, but it is {text[:200]!r}")
     return " | ".join(f"{KEYS.get(key, key)} : {tokenise_value(value)}" for key, value in slots)
 
 
@@ -150,80 +172,100 @@ def tokenise_text(text):
 
 
 def group_by_table(examples):
-    """{table: [sentence, ...]} in the order of the tables' first appearance: a test table is described once."""
+    """{table: [sentence, ...]}, in the order of first appearance: a table is described once."""
     groups = {}
     for table, sentence in examples:
         groups.setdefault(table, []).append(sentence)
     return groups
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # From text to batches
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def encode_table(tokenizer, table):
-    """The prompt: the tokens of " " + table, then <|endoftext|>."""
+    """The prompt: the tokens of " " + table, then <|endoftext|>.
+
+    The blank in front is GPT-2's own habit: its tokens for words within a text begin with a blank,
+    so "name" behind it is the same token wherever it stands. <|endoftext|> says that the table has
+    ended and the sentence begins; the model has met it between texts only, so it cannot be taken
+    for a part of either.
+    """
     return tokenizer.encode_ordinary(" " + table.strip()) + [tokenizer.eot_token]
 
 
 def encode_example(tokenizer, table, sentence):
     """A training example: (tokens of the prompt, tokens of " " + sentence and <|endoftext|>)."""
-    return encode_table(tokenizer, table), tokenizer.encode_ordinary(" " + sentence.strip()) + [tokenizer.eot_token]
+    answer = tokenizer.encode_ordinary(" " + sentence.strip()) + [tokenizer.eot_token]
+    return encode_table(tokenizer, table), answer
+
+
+@dataclass
+class Batch:
+    """Examples as a model is trained on them.
+
+    The loss asks for the sentence and the <|endoftext|> that ends it, and not for the table: that
+    is given, so a model that could guess it would be no better at describing it.
+    """
+
+    tokens: torch.Tensor  # int [B, T], padded on the right
+    places: torch.Tensor  # int [N]: where in B * T the real tokens stand
+    wanted: torch.Tensor  # int [M]: behind which of the N a token with loss follows
+    targets: torch.Tensor  # int [M]: those tokens
 
 
 def make_batch(encoded, device="cpu"):
-    """Examples as two tensors, padded on the right: tokens int [B, T] and targets int [B, T].
-
-    targets[b, t] is the token that follows tokens[b, t] where that carries loss (the sentence and the <|endoftext|>
-    that closes it), and NO_LOSS elsewhere (the table, the <|endoftext|> behind it, padding).
-    """
-    T = max(len(prompt) + len(answer) for prompt, answer in encoded) - 1  # the last token is only ever a target
-    tokens = torch.zeros(len(encoded), T, dtype=torch.long)
-    targets = torch.full((len(encoded), T), NO_LOSS)
-    for row, (prompt, answer) in enumerate(encoded):
-        example = torch.tensor(prompt + answer)
-        tokens[row, : len(example) - 1] = example[:-1]
-        targets[row, len(prompt) - 1 : len(example) - 1] = example[len(prompt) :]
-    return tokens.to(device), targets.to(device)
+    """The Batch of examples as `encode_example` gives them."""
+    rows = [prompt + answer[:-1] for prompt, answer in encoded]  # the last is only ever a target
+    tokens, places = pad(rows, device)
+    wanted, targets, end = [], [], 0
+    for row, (_, answer) in zip(rows, encoded):
+        end += len(row)
+        wanted += range(end - len(answer), end)  # the prompt's last token asks for the first
+        targets += answer
+    return Batch(tokens, places, torch.tensor(wanted).to(device), torch.tensor(targets).to(device))
 
 
 def shuffled_batches(encoded, batch_size, seed, epoch):
-    """The examples of an epoch in batches, in an order that depends on the seed and the epoch alone."""
+    """The examples of an epoch in batches; seed and epoch alone decide their order."""
     order = list(range(len(encoded)))
     random.Random(f"{seed} {epoch}").shuffle(order)
-    return [[encoded[i] for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
+    starts = range(0, len(order), batch_size)
+    return [[encoded[i] for i in order[at : at + batch_size]] for at in starts]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def main():
-    from gpt2 import load_tokenizer
-
     parser = argparse.ArgumentParser(description="Shows a data set as the model sees it.")
     parser.add_argument("--data", default="sample", metavar="e2e|sample|DIR",
                         help="sample (default), e2e (downloaded on first use), or a folder")
-    parser.add_argument("--model", default="tiny", metavar="NAME|DIR", help="whose tokenizer to use (default: tiny)")
+    parser.add_argument("--model", default="tiny", metavar="NAME|DIR",
+                        help="whose tokenizer to use (default: tiny)")
     args = parser.parse_args()
     folder, tokenizer = find_data(args.data), load_tokenizer(args.model)
-    print(f"{'split':<6} {'examples':>8} {'tables':>7}   tokens: {'mean':>5} {'longest':>8} {'with loss':>10}   file")
+    print(f"{'split':<6} {'examples':>8} {'tables':>7}   tokens: {'mean':>5} {'longest':>8} "
+          f"{'with loss':>10}   file")
     for split in SPLITS:
         examples = read_split(folder, split)
         encoded = [encode_example(tokenizer, *example) for example in examples]
         lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
-        loss = sum(len(answer) for _, answer in encoded) / sum(lengths)
+        mean, loss = sum(lengths) / len(lengths), sum(len(answer) for _, answer in encoded)
         path = data_file(folder, split)
-        known = "the file of published results" if is_known(path) else "not a file of published results"
+        known = "as published" if is_known(path) else "not one of the published files"
         print(f"{split:<6} {len(examples):>8,} {len(group_by_table(examples)):>7,}           "
-              f"{sum(lengths) / len(lengths):>5.0f} {max(lengths):>8} {loss:>10.0%}   {path.name}: {known}")
+              f"{mean:>5.0f} {max(lengths):>8} {loss / sum(lengths):>10.0%}   {path.name}: {known}")
     table, sentence = examples[0]
-    tokens, targets = make_batch([encode_example(tokenizer, table, sentence)])
+    prompt, answer = encode_example(tokenizer, table, sentence)
+    batch = make_batch([(prompt, answer)])
+    targets = dict(zip(batch.wanted.tolist(), batch.targets.tolist()))
     print(f"\nThe first test table\n  {table}\nand one of its sentences\n  {sentence}\nbecome\n")
     print("  position  token                 target (what the loss asks for here)")
-    for position, (token, target) in enumerate(zip(tokens[0].tolist(), targets[0].tolist())):
-        shown = [repr(tokenizer.decode([t])) if t != NO_LOSS else "-" for t in (token, target)]
-        print(f"  {position:>8}  {shown[0]:<20}  {shown[1]}")
+    for position, token in enumerate(batch.tokens[0].tolist()):
+        target = repr(tokenizer.decode([targets[position]])) if position in targets else "-"
+        print(f"  {position:>8}  {tokenizer.decode([token])!r:<20}  {target}")
 
 
 if __name__ == "__main__":

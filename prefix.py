@@ -1,10 +1,11 @@
-"""The prefix (Li & Liang 2021, section 4): a few keys and values in front of every layer of a frozen GPT-2.
+"""The prefix (Li & Liang 2021, section 4): a few keys and values before the tokens' own.
 
-    python prefix.py            shapes, numbers trained and numbers kept, for each size of GPT-2
+Each layer of the frozen GPT-2 has its own. They are all that is learnt.
+
+    python prefix.py            shapes, parameters trained and kept, for each size of GPT-2
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import safetensors
@@ -12,183 +13,153 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from common import InputError, run_command, write_aside
-from gpt2 import GPT2, SIZES, GPT2Config, read_json
-
-
-class Prefix(nn.Module):
-    """The prefix while it is trained: P_theta[i, :] = MLP_theta(P'_theta[i, :]) (section 4.3).
-
-    Trained directly, the key/values are sensitive to the learning rate; so a smaller matrix P' [length, n_embd] is
-    trained together with a network that makes the key/values of all layers from it.
-
-    start      the numbers [length, n_layer * 2 * n_embd] to which the network adds its own (default: 0)
-    """
-
-    def __init__(self, config, length, hidden=512, start=torch.zeros(())):
-        super().__init__()
-        self.config = config
-        self.register_buffer("start", start, persistent=False)  # follows from the settings, needs no saving
-        self.embedding = nn.Embedding(length, config.n_embd)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.n_embd, hidden),
-            nn.Tanh(),
-            nn.Linear(hidden, config.n_layer * 2 * config.n_embd),
-        )
-
-    def numbers(self):
-        """The numbers that GPT-2 sees, [length, n_layer * 2 * n_embd]: all that is kept after training."""
-        made = self.mlp(self.embedding.weight)  # [length, n_embd] -> hidden -> [length, n_layer * 2 * n_embd]
-        return self.start + made
-
-    def forward(self):
-        """The past to give to `GPT2.forward`: for each layer (key, value), each [1, n_head, length, head_dim]."""
-        return as_past(self.numbers(), self.config)
-
-
-class LayerwisePrefix(nn.Module):
-    """The same with a network for each layer, as a later re-implementation describes it."""
-
-    def __init__(self, config, length, hidden=800, start=torch.zeros(())):
-        super().__init__()
-        self.config = config
-        self.register_buffer("start", start, persistent=False)
-        self.embedding = nn.Embedding(length, config.n_embd)
-        self.mlps = nn.ModuleList(
-            nn.Sequential(nn.Linear(config.n_embd, hidden), nn.Tanh(), nn.Linear(hidden, 2 * config.n_embd))
-            for _ in range(config.n_layer)
-        )
-
-    def numbers(self):
-        of_layers = [mlp(self.embedding.weight) for mlp in self.mlps]  # each [length, 2 * n_embd]
-        return self.start + torch.cat(of_layers, dim=1)  # [length, n_layer * 2 * n_embd]
-
-    def forward(self):
-        return as_past(self.numbers(), self.config)
-
-
-class BarePrefix(nn.Module):
-    """The numbers of a prefix and nothing else: after training, or trained directly."""
-
-    def __init__(self, config, numbers):
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Parameter(numbers)  # [length, n_layer * 2 * n_embd]
-
-    def numbers(self):
-        return self.embedding
-
-    def forward(self):
-        return as_past(self.embedding, self.config)
-
-
-def as_past(numbers, config):
-    """Numbers [P, n_layer * 2 * n_embd] -> for each layer (key, value), each [1, n_head, P, head_dim].
-
-    Of the 2 * n_layer vectors of a position, number 2i is layer i's key and number 2i + 1 its value (PEFT's order).
-    """
-    x = numbers.view(len(numbers), config.n_layer, 2, 1, config.n_head, config.head_dim)
-    x = x.permute(1, 2, 3, 4, 0, 5)  # [P, n_layer, 2, 1, n_head, head_dim] -> [n_layer, 2, 1, n_head, P, head_dim]
-    return [(key, value) for key, value in x]
-
+from common import InputError, read_json, run_command, write_aside, write_json
+from gpt2 import GPT2, SIZES, GPT2Config
 
 FORMS = {
     "network": "made by one network for all layers (section 4.3)",
     "per-layer": "made by a network for each layer",
-    "direct": "its numbers themselves are trained",
+    "direct": "its keys and values themselves are trained",
 }
-HIDDEN = {"network": 512, "per-layer": 800}  # the widths of the networks in the paper's code and the re-implementation
+HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-implementation
 
 
-def make_prefix(form, model, length, hidden=None, words=None):
-    """A prefix to be trained, in one of FORMS.
+class Prefix(nn.Module):
+    """A prefix while it is trained, and afterwards.
 
+    Trained directly, keys and values are sensitive to the learning rate. So a smaller matrix P' is
+    trained, with a network that makes the keys and values of all layers from it:
+    P_theta[i, :] = MLP_theta(P'_theta[i, :]) (section 4.3). The network sees nothing but P', so its
+    output is the same for every input: once trained, the output is kept and the network is not.
+
+    length     positions of the prefix
     hidden     the width of the networks (default: as in HIDDEN)
-    words      tokens: the prefix starts from what the model makes of them (section 7.4), else from random numbers
+    form       one of FORMS: one network, one per layer, or none
+    start      [length, n_layer * 2 * n_embd]: where a direct prefix starts (default: at random),
+               and what networks add their output to (default: 0)
     """
-    start = activations(model, (words * length)[:length]) if words else torch.zeros(())
-    if form == "network":
-        return Prefix(model.config, length, hidden or HIDDEN[form], start)
-    if form == "per-layer":
-        return LayerwisePrefix(model.config, length, hidden or HIDDEN[form], start)
-    random = torch.randn(length, model.config.n_layer * 2 * model.config.n_embd)
-    return BarePrefix(model.config, start if words else random)
+
+    def __init__(self, config, length, hidden=None, form="network", start=None):
+        super().__init__()
+        self.config, self.form = config, form
+        width = config.n_layer * 2 * config.n_embd  # a key and a value for each layer
+        n_networks = {"network": 1, "per-layer": config.n_layer, "direct": 0}[form]
+        self.embedding = nn.Embedding(length, config.n_embd if n_networks else width)  # P'
+        self.networks = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(config.n_embd, hidden or HIDDEN[form]),
+                nn.Tanh(),
+                nn.Linear(hidden or HIDDEN[form], width // n_networks),
+            )
+            for _ in range(n_networks)
+        )
+        if form == "direct" and start is not None:
+            self.embedding.weight.data.copy_(start)
+            start = None
+        self.register_buffer("start", start, persistent=False)  # follows from the settings
+
+    def key_values(self):
+        """[length, n_layer * 2 * n_embd]: all that GPT-2 sees, and all that is kept."""
+        x = self.embedding.weight  # [length, n_embd]; direct: [length, n_layer * 2 * n_embd]
+        if self.networks:
+            x = torch.cat([network(x) for network in self.networks], dim=1)
+        return x if self.start is None else self.start + x
+
+    def forward(self):
+        """The past for `GPT2.forward`: for each layer (key, value), [1, n_head, length, head_dim].
+
+        Of the 2 * n_layer vectors of a position, number 2i is layer i's key and number 2i + 1 its
+        value (PEFT's order).
+        """
+        x, config = self.key_values(), self.config
+        x = x.view(len(x), config.n_layer, 2, 1, config.n_head, config.head_dim)
+        x = x.permute(1, 2, 3, 4, 0, 5)  # -> [n_layer, 2, 1, n_head, length, head_dim]
+        return [(key, value) for key, value in x]
 
 
 @torch.no_grad()
 def activations(model, tokens):
-    """The keys and values that a model makes of `tokens`, as the numbers of a prefix [P, n_layer * 2 * n_embd].
+    """The keys and values that a model makes of `tokens`, [P, n_layer * 2 * n_embd] (section 7.4).
 
     With this prefix in front the model does what it does with these tokens in front.
     """
-    _, past = model.features(torch.tensor([tokens], device=model.wte.weight.device))
-    x = torch.stack([torch.stack(layer) for layer in past])  # [n_layer, 2, 1, n_head, P, head_dim]
-    return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # as_past the other way round
+    _, past = model(torch.tensor([tokens], device=model.wte.weight.device), return_past=True)
+    x = torch.stack([torch.stack(pair) for pair in past])  # [n_layer, 2, 1, n_head, P, head_dim]
+    return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # Prefix.forward the other way round
 
 
 def save_prefix(prefix, folder, base):
-    """Writes a prefix as a PEFT adapter; `base` is the name or folder of the model it belongs to."""
+    """Writes a prefix as a PEFT adapter; `base` is the name or folder of the model it is for."""
     folder, config = Path(folder), prefix.config
-    numbers = prefix.numbers().detach().to("cpu", torch.float32).contiguous()
+    key_values = prefix.key_values().detach().to("cpu", torch.float32).contiguous()
     with write_aside(folder / "adapter_model.safetensors") as path:
-        safetensors.torch.save_file({"prompt_embeddings": numbers}, path)
-    values = {
-        "peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True, "prefix_projection": False,
-        "base_model_name_or_path": str(base), "num_virtual_tokens": len(numbers), "token_dim": config.n_embd,
-        "num_layers": config.n_layer, "num_attention_heads": config.n_head, "num_transformer_submodules": 1,
-    }
-    with write_aside(folder / "adapter_config.json") as path:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        safetensors.torch.save_file({"prompt_embeddings": key_values}, path)
+    write_json(folder / "adapter_config.json", {
+        "peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
+        "prefix_projection": False, "base_model_name_or_path": str(base),
+        "num_virtual_tokens": len(key_values), "token_dim": config.n_embd,
+        "num_layers": config.n_layer, "num_attention_heads": config.n_head,
+        "num_transformer_submodules": 1,
+    })
 
 
 def load_prefix(folder):
-    """The prefix of a PEFT adapter folder, as a `BarePrefix`. Raises InputError where it is none."""
-    path, weights_path = Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors"
-    values = read_json(path)
+    """The prefix of a PEFT adapter folder, in its direct form. Raises InputError if it is none."""
+    config_path = Path(folder) / "adapter_config.json"
+    weights_path = Path(folder) / "adapter_model.safetensors"
+    values = read_json(config_path)
     names = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads")
     if values.get("peft_type") != "PREFIX_TUNING":
-        raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}, but only 'PREFIX_TUNING' is supported")
+        raise InputError(f"{config_path}: peft_type is {values.get('peft_type')!r}, but only "
+                         "'PREFIX_TUNING' is supported")
     if missing := [name for name in names if name not in values]:
-        raise InputError(f"{path}: {', '.join(missing)} is missing")
+        raise InputError(f"{config_path}: {', '.join(missing)} is missing")
     length, n_embd, n_layer, n_head = (values[name] for name in names)
-    try:
-        config = GPT2Config(n_vocab=1, n_ctx=1, n_embd=n_embd, n_head=n_head, n_layer=n_layer)  # what a past depends on
+    try:  # of a model's configuration, what a prefix depends on
+        config = GPT2Config(n_vocab=1, n_ctx=1, n_embd=n_embd, n_head=n_head, n_layer=n_layer)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{config_path}: {error}") from None
     try:
-        numbers = safetensors.torch.load_file(weights_path)["prompt_embeddings"]
+        key_values = safetensors.torch.load_file(weights_path)["prompt_embeddings"]
     except FileNotFoundError:
         raise InputError(f"{weights_path} is missing") from None
     except (safetensors.SafetensorError, KeyError) as error:
-        raise InputError(f"{weights_path} is damaged, or holds no prompt_embeddings ({error})") from None
-    if numbers.shape != (length, n_layer * 2 * n_embd):
-        raise InputError(f"{weights_path}: prompt_embeddings has the shape {list(numbers.shape)}, but "
-                         f"adapter_config.json asks for {[length, n_layer * 2 * n_embd]}")
-    return BarePrefix(config, numbers)
+        raise InputError(
+            f"{weights_path} is damaged, or holds no prompt_embeddings ({error})") from None
+    if key_values.shape != (length, n_layer * 2 * n_embd):
+        raise InputError(f"{weights_path}: prompt_embeddings has the shape "
+                         f"{list(key_values.shape)}, but adapter_config.json asks for "
+                         f"{[length, n_layer * 2 * n_embd]}")
+    return Prefix(config, length, form="direct", start=key_values)
 
 
-def count(module):
-    """How many numbers the parameters of a module are."""
+def count_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Shows what a prefix is, for each published size of GPT-2.")
-    parser.add_argument("--length", type=int, default=5, metavar="P", help="positions of the prefix (default: 5)")
+    parser = argparse.ArgumentParser(
+        description="Shows what a prefix is, for each published size of GPT-2.")
+    parser.add_argument("--length", type=int, default=5, metavar="P",
+                        help="positions of the prefix (default: 5)")
     length = parser.parse_args().length
     if length < 1:
         raise InputError(f"--length must be at least 1, but is {length}")
-    print(f"A prefix of length {length} puts, in each layer, {length} keys and values before the tokens' own.\n")
-    print(f"{'model':<12} {'keys of a layer':>20} {'trained':>12} {'kept':>10} {'GPT-2':>14} {'kept / GPT-2':>13}")
+    print(f"A prefix of length {length} puts, in each layer, {length} keys and values before the "
+          "tokens' own.\n")
+    print(f"{'model':<12} {'keys of a layer':>20} {'trained':>12} {'kept':>10} {'GPT-2':>14} "
+          f"{'kept / GPT-2':>13}")
     for name, config in SIZES.items():
         with torch.device("meta"):  # shapes without memory
             prefix, model = Prefix(config, length), GPT2(config)
             key, _ = prefix()[0]
-        kept = prefix.numbers().numel()
-        print(f"{name:<12} {str(list(key.shape)):>20} {count(prefix):>12,} {kept:>10,} {count(model):>14,} "
-              f"{kept / count(model):>13.3%}")
-    print("\nKeys are [batch, n_head, length, head_dim]: one prefix serves every row of a batch. Trained: the matrix\n"
-          "and the network that make the prefix, thrown away after training.")
+        trained, whole = count_parameters(prefix), count_parameters(model)
+        kept = prefix.key_values().numel()
+        print(f"{name:<12} {str(list(key.shape)):>20} {trained:>12,} {kept:>10,} {whole:>14,} "
+              f"{kept / whole:>13.3%}")
+    print("\nKeys are [batch, n_head, length, head_dim]: one prefix serves every row of a batch.\n"
+          "Trained: the parameters of the matrix and the network that make the prefix, thrown away "
+          "after training.")
 
 
 if __name__ == "__main__":

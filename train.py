@@ -1,404 +1,445 @@
-"""Trains a prefix, or all of GPT-2, on E2E; describes the test tables with beam search; scores: one row of Table 1.
+"""Trains a prefix, or all of GPT-2; describes the test tables; scores them: one row of Table 1.
 
     python train.py --mode prefix           the paper's run: GPT-2 Medium, 5 epochs, batches of 10
     python train.py --mode finetune         the same with all weights trained
-    python train.py --mode prefix --demo    the embedded base and sample: minutes on a laptop, no network
+    python train.py --mode prefix --demo    the embedded base and sample: minutes, no network
 """
 
 import argparse
 import json
-import platform
-import resource
+import re
 import sys
 import time
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import tiktoken
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import compare
-import metrics
-from beam import DECODER, add_decoder_arguments, banned_tokens, beam_search
-from common import InputError, run_command, sha256, write_aside
-from e2e_data import (NO_LOSS, data_file, encode_example, encode_table, find_data, group_by_table, is_known, make_batch,
+from common import InputError, read_json, run_command, write_aside, write_json, write_text
+from compare import compare_runs, draw_losses
+from describe import DECODER, add_decoder_arguments, load_run, score_test_set
+from e2e_data import (SPLITS, data_file, encode_example, find_data, is_known, make_batch,
                       read_split, shuffled_batches)
-from gpt2 import GPT2, OPENAI_FOLDERS, load_model, load_tokenizer, model_folder, pick_device, read_json, save_model
-from prefix import FORMS, HIDDEN, count, load_prefix, make_prefix, save_prefix
+from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_config, load_model,
+                  load_tokenizer, model_folder, pick_device, save_model)
+from prefix import FORMS, HIDDEN, Prefix, activations, count_parameters, save_prefix
 
-PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation
-    "paper, prefix-tuning": "69.7 8.81 46.1 71.4 2.49",
-    "paper, fine-tuning": "68.2 8.62 46.2 71.0 2.47",
-    "re-implementation, prefix-tuning": "68.8 8.80 45.7 71.3 2.41",
-    "re-implementation, fine-tuning": "68.8 8.68 45.8 71.2 2.45",
-}
-LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper's
-TINY_LEARNING_RATE = {"network": 3e-3, "per-layer": 3e-3, "direct": 0.1, "finetune": 1e-3}  # a small base wants more
-DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --prefix-form direct --out runs/demo"
+LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper
+SMALL = 50_000_000  # parameters; a smaller base wants more:
+SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 3e-3, "direct": 0.1, "finetune": 1e-3}
+DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --prefix-form direct" \
+       " --out runs/demo"
 LOG_EVERY = 10  # steps
+SAVE_EVERY = 120  # seconds
 
 
 @dataclass
-class Run:
-    """What describes a table: a GPT-2, the past in front of it (a prefix) or None, and how both read text."""
+class Settings:
+    """All that decides what a run's result is, and what its run.json holds."""
 
-    settings: dict
-    tokenizer: tiktoken.Encoding
-    model: GPT2
-    past: list | None
+    mode: str  # "prefix" or "finetune"
+    model: str  # a name, or the resolved path of a folder
+    data: str  # the same
+    epochs: int
+    lr: float
+    batch_size: int
+    prefix_length: int
+    prefix_form: str
+    prefix_hidden: int | None
+    prefix_words: str | None
+    clip: float
+    max_steps: int | None
+    seed: int
+    dtype: str
+    num_beams: int
+    length_penalty: float
+    max_new_tokens: int
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Training
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
-def example_loss(model, past, tokens, targets):
-    """The mean cross-entropy over a batch's tokens that carry loss (Li & Liang 2021, equation 2).
+def batch_loss(model, prefix, batch):
+    """The mean cross-entropy over a batch's tokens with loss (Li & Liang 2021, equation 2)."""
+    past = None if prefix is None else prefix()
+    logits = model(batch.tokens, past, places=batch.places, wanted=batch.wanted)  # [M, n_vocab]
+    return F.cross_entropy(logits, batch.targets)
 
-    tokens, targets: int [B, T] as `make_batch` gives them; past as `GPT2.forward` takes it.
+
+def make_optimizer(trained, lr, n_steps):
+    """AdamW as Li & Liang use it, and the schedule of its learning rate, which falls to 0.
+
+    No weight decay: a prefix is no weight of a layer, and 0 is no better value for a key than any
+    other. fused: one pass over all parameters.
     """
-    counted = targets != NO_LOSS  # [B, T]
-    real = counted.flip(1).cumsum(1).flip(1) > 0  # [B, T]: behind the last loss of a row is only padding
-    features, _ = model.features(tokens, past, real=real, wanted=counted)  # [M, n_embd]
-    logits = model.logits(features)  # [M, n_vocab]: only where there is loss, about half of the tokens
-    return F.cross_entropy(logits, targets[counted])
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, weight_decay=0.0, fused=True)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / n_steps)
 
 
-def make_optimizer(module, lr):
-    """AdamW as Li & Liang use it, without weight decay; fused: one pass over all the numbers."""
-    return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.0, fused=True)
+def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float32"):
+    """One step of training, of `prefix` or, where that is None, of the model. Returns the loss.
+
+    The loss stays on the device: to read it at each step would make the device wait.
+    """
+    with autocast(batch.tokens.device, dtype):
+        loss = batch_loss(model, prefix, batch)
+    optimizer.zero_grad()  # or gradients would be added to those of the last step
+    loss.backward()  # through the frozen layers too: what a prefix does, it does through them
+    trained = (prefix or model).parameters()
+    torch.nn.utils.clip_grad_norm_(trained, clip)  # a rare large gradient must not undo the rest
+    optimizer.step()  # AdamW moves each parameter by about the learning rate
+    schedule.step()  # which falls a little
+    return loss.detach()
 
 
 def train(settings, model, prefix, encoded, validation, folder):
-    """The training loop. Trains `prefix` or, where that is None, the model; returns what folder/log.jsonl holds.
+    """The training loop, for `prefix` or, where that is None, for the model.
 
-    After each epoch the validation loss is measured, and what is needed to go on is written to folder/training.pt;
-    where that lies already, training goes on from there.
+    Every few minutes, and after each epoch, what is needed to go on is written to
+    folder/training.pt; where that lies already, training goes on from there, to the bit as if it
+    had not been stopped. Returns what folder/log.jsonl holds.
     """
     device = model.wte.weight.device
     trained = model if prefix is None else prefix
-    model.requires_grad_(prefix is None)  # gradients pass through frozen weights, but are not computed for them
-    optimizer = make_optimizer(trained, settings["lr"])
-    steps_per_epoch = -(-len(encoded) // settings["batch_size"])
-    steps = min(steps_per_epoch * settings["epochs"], settings["max_steps"] or sys.maxsize)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)  # linear, down to 0
-    step, log = 0, []
-    if (folder / "training.pt").exists():
-        state = torch.load(folder / "training.pt", device, weights_only=True)
-        trained.load_state_dict(state["trained"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        step, log = state["step"], state["log"]
-        print(f"Going on from step {step:,} of {steps:,}.")
-    with write_aside(folder / "log.jsonl") as path:  # what was logged after the last finished epoch happens anew
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
-
-    def write_log(**entry):
-        log.append(entry)
-        with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
+    # A frozen weight is part of the computation, so that gradients pass through it to the prefix;
+    # but none is computed for it, and no optimiser knows it.
+    model.requires_grad_(prefix is None)
     trained.train()
-    with tqdm(total=steps, initial=step, desc="training", unit=" steps") as bar:
-        while step < steps:
-            epoch = step // steps_per_epoch
-            losses, seen, started = [], 0, time.monotonic()  # since the last line of the log
-            batches = shuffled_batches(encoded, settings["batch_size"], settings["seed"], epoch)
-            for batch in batches[: steps - step]:
-                tokens, targets = make_batch(batch, device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings["dtype"] == "bfloat16"):
-                    loss = example_loss(model, prefix and prefix(), tokens, targets)
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained.parameters(), settings["clip"])
-                optimizer.step()
-                schedule.step()
-                step += 1
-                bar.update()
-                losses.append(loss.detach())  # on the device: reading it each step would make the device wait
-                seen += sum(len(prompt) + len(sentence) for prompt, sentence in batch)
-                if step % LOG_EVERY == 0 or step % steps_per_epoch == 0 or step == steps:
-                    loss, seconds = torch.stack(losses).mean().item(), time.monotonic() - started
-                    write_log(step=step, epoch=epoch + 1, loss=loss, lr=schedule.get_last_lr()[0], steps=len(losses),
-                              tokens=seen, seconds=seconds)
-                    bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {seen / seconds:,.0f} tokens/s")
-                    losses, seen, started = [], 0, time.monotonic()
-            loss = validation_loss(settings, model, prefix, validation)
-            write_log(step=step, epoch=epoch + 1, validation_loss=loss)
-            bar.write(f"epoch {epoch + 1}: validation loss {loss:.4f} a token", file=sys.stderr)
-            with write_aside(folder / "training.pt") as path:
-                torch.save({"trained": trained.state_dict(), "optimizer": optimizer.state_dict(),
-                            "schedule": schedule.state_dict(), "step": step, "log": log}, path)
+    steps_per_epoch = -(-len(encoded) // settings.batch_size)
+    last_step = min(steps_per_epoch * settings.epochs, settings.max_steps or sys.maxsize)
+    optimizer, schedule = make_optimizer(trained, settings.lr, last_step)
+    parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule}
+    step, log = load_state(folder, parts, device)
+    write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
+    save_every = max(SAVE_EVERY, 50 * save_state(folder, parts, step, log))  # 2% of the time
+    print(f"Step {step:,} of {last_step:,}. What is needed to go on is saved after each epoch and "
+          f"every {save_every / 60:.0f} minutes: no more is lost where it stops.", flush=True)
+    losses, n_tokens, started = [], 0, time.monotonic()  # since the last line of the log
+    batches, saved = None, time.monotonic()
+
+    with tqdm(total=last_step, initial=step, desc="training", unit=" steps") as bar:
+        while step < last_step:
+            epoch, at = divmod(step, steps_per_epoch)
+            if batches is None or at == 0:
+                batches = shuffled_batches(encoded, settings.batch_size, settings.seed, epoch)
+            batch = make_batch(batches[at], device)
+            losses.append(train_step(model, prefix, batch, optimizer, schedule, settings.clip,
+                                     settings.dtype))
+            step += 1
+            bar.update()
+            n_tokens += sum(len(prompt) + len(answer) for prompt, answer in batches[at])
+            is_end = step % steps_per_epoch == 0 or step == last_step
+            if step % LOG_EVERY and not is_end:
+                continue
+
+            loss, seconds = torch.stack(losses).mean().item(), time.monotonic() - started
+            write_log(folder, log, step=step, epoch=epoch + 1, loss=loss,
+                      lr=schedule.get_last_lr()[0], steps=len(losses), tokens=n_tokens,
+                      seconds=seconds, peak_memory=peak_memory(device))
+            speed = n_tokens / seconds
+            bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s")
+            if is_end:
+                loss = validation_loss(model, prefix, validation, settings.dtype)
+                write_log(folder, log, step=step, epoch=epoch + 1, validation_loss=loss)
+                bar.write(f"epoch {epoch + 1}: validation loss {loss:.4f} a token", file=sys.stderr)
+            if is_end or time.monotonic() - saved > save_every:
+                save_every = max(SAVE_EVERY, 50 * save_state(folder, parts, step, log))
+                saved = time.monotonic()
+            losses, n_tokens, started = [], 0, time.monotonic()
     trained.eval()
     return log
 
 
 @torch.no_grad()
-def validation_loss(settings, model, prefix, encoded):
-    """The mean loss a token over all examples."""
+def validation_loss(model, prefix, encoded, dtype="float32"):
+    """The mean loss a token over all examples, in batches of similar lengths."""
     device = model.wte.weight.device
+    encoded = sorted(encoded, key=lambda example: len(example[0]) + len(example[1]))
     total = number = 0
-    for batch in batches_by_length(encoded, 64):
-        tokens, targets = make_batch(batch, device)
-        n = sum(len(sentence) for _, sentence in batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings["dtype"] == "bfloat16"):
-            total += n * example_loss(model, prefix and prefix(), tokens, targets).item()
-        number += n
+    for at in range(0, len(encoded), 64):
+        batch = make_batch(encoded[at : at + 64], device)
+        with autocast(device, dtype):
+            total += len(batch.targets) * batch_loss(model, prefix, batch).item()
+        number += len(batch.targets)
     return total / number
 
 
-def batches_by_length(encoded, batch_size):
-    """Examples in batches of similar lengths, so that little is padding."""
-    encoded = sorted(encoded, key=lambda example: len(example[0]) + len(example[1]))
-    return [encoded[at : at + batch_size] for at in range(0, len(encoded), batch_size)]
+def save_state(folder, parts, step, log):
+    """Writes what is needed to go on to folder/training.pt; returns how many seconds it took."""
+    started = time.monotonic()
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with write_aside(folder / "training.pt") as path:
+        torch.save(state | {"step": step, "log": log}, path)
+    return time.monotonic() - started
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Describing and scoring
-# ---------------------------------------------------------------------------------------------------------------------
+def load_state(folder, parts, device):
+    """Sets `parts` to what folder/training.pt holds; returns (step, log), (0, []) without one."""
+    if not (folder / "training.pt").exists():
+        return 0, []
+    state = torch.load(folder / "training.pt", device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"], state["log"]
 
 
-def describe(run, tables, decoder, batch_size, progress=True):
-    """The best sentence for each table, in one line."""
-    device = run.model.wte.weight.device
-    prompts = [encode_table(run.tokenizer, table) for table in tables]
-    with torch.autocast(device.type, torch.bfloat16, enabled=run.settings["dtype"] == "bfloat16"):
-        hypotheses = beam_search(run.model, prompts, run.past, **decoder, banned=banned_tokens(run.tokenizer),
-                                 batch_size=batch_size, progress=progress)
-    return [" ".join(run.tokenizer.decode(best.tokens).split()) for best, *_ in hypotheses]
+def write_log(folder, log, **entry):
+    log.append(entry)
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
-def score_test_set(run, data, decoder, batch_size, out, costs=None):
-    """Describes each distinct table of a test set once, scores, prints; writes outputs, references, scores to `out`."""
-    test_file = data_file(find_data(data), "test")
-    groups = group_by_table(read_split(test_file.parent, "test"))
-    tables, references = list(groups), list(groups.values())
-    outputs = describe(run, tables, decoder, batch_size)
-    scores = metrics.evaluate(references, outputs)
-    if out is not None:
-        signature = {
-            "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
-            "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "tiktoken")},
-        }
-        write_text(out, "outputs.txt", "".join(output + "\n" for output in outputs))
-        write_text(out, "references.txt", "\n".join("".join(line + "\n" for line in group) for group in references))
-        write_json(out, "scores.json", scores | {"signature": signature, "costs": costs})
-    for i in range(0, len(tables), -(-len(tables) // 4)):  # a few, spread over the test set
-        print(f"\ntable      {tables[i]}\nmodel      {outputs[i]}\nreference  {references[i][0]}")
-    rows = [(f"{run.settings['mode']}, {run.settings['model']}, {data}", scores)]
-    if is_known(test_file):
-        rows += [(name, dict(zip(metrics.METRICS, row.split()))) for name, row in PUBLISHED.items()]
-    print("\n" + metrics.format_table(rows))
-    if scores["METEOR"] is None:
-        print(metrics.meteor.HOW_TO_GET)
-    if not is_known(test_file):
-        print(f"Published scores are those of src1_test.txt; scores on {data} cannot be compared with them.")
+def reset_peak_memory(device):
+    """From here on `peak_memory` counts anew, so that of several runs each has its own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (path := Path("/proc/self/clear_refs")).exists():
+        path.write_text("5")
 
 
-def load_run(source, device="auto"):
-    """The model and prefix that train.py wrote to the folder `source`, or a bare model by its name or folder.
+def peak_memory(device):
+    """The most memory held since `reset_peak_memory`, in bytes: the GPU's, or the process's.
 
-    Raises InputError where the folder holds neither, or its training has not ended.
+    None where the system does not tell.
     """
-    folder, base = model_folder(source), source
-    if not (folder / "run.json").exists() and any((folder / name).exists() for name in ("config.json", "hparams.json")):
-        settings = {"mode": "untrained", "model": str(source), "seed": None, "dtype": "float32"}
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    path = Path("/proc/self/status")  # Linux
+    found = re.search(r"VmHWM:\s*(\d+) kB", path.read_text()) if path.exists() else None
+    return int(found[1]) * 1024 if found else None
+
+
+# --------------------------------------------------------------------------------------------------
+# A run, from the weights to its row of Table 1
+# --------------------------------------------------------------------------------------------------
+
+
+def train_and_score(settings, folder, device, decode_batch_size):
+    """A single run: trains, saves, describes the test tables with what was saved, scores them."""
+    reset_peak_memory(device)
+    data_folder, tokenizer = find_data(settings.data), load_tokenizer(settings.model)
+    model = load_model(settings.model, device)
+    encoded = {}
+    for split in SPLITS:
+        examples = read_split(data_folder, split)
+        encoded[split] = [encode_example(tokenizer, *example) for example in examples]
+        if not is_known(path := data_file(data_folder, split)):
+            print(f"{path} is not one of E2E's published files.")
+    check_lengths(settings, model, encoded)
+    if tokenizer.eot_token != model.config.eos_token:
+        raise InputError(f"{settings.model}: <|endoftext|> is {tokenizer.eot_token} for the "
+                         f"tokenizer, but {model.config.eos_token} for the model")
+
+    write_json(folder / "run.json", asdict(settings))
+    torch.manual_seed(settings.seed)
+    prefix = make_prefix(settings, model, tokenizer) if settings.mode == "prefix" else None
+    base_size = count_parameters(model)
+    trained = count_parameters(prefix or model)
+    kept = prefix.key_values().numel() if prefix else base_size
+    print(f"{settings.mode}: {settings.model} of {base_size:,} parameters on {device}; trained "
+          f"{trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate {settings.lr}; "
+          f"{len(encoded['train']):,} examples", flush=True)
+    log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
+    if prefix:
+        is_published = settings.model in OPENAI_FOLDERS
+        base = settings.model if is_published else model_folder(settings.model).resolve()
+        save_prefix(prefix, folder, base)
     else:
-        settings = read_json(folder / "run.json")
-        weights = "adapter_model.safetensors" if settings["mode"] == "prefix" else "model.safetensors"
-        if not (folder / weights).exists():
-            raise InputError(f"{folder} has no {weights}: its training has not ended; go on with train.py --resume")
-        if settings["mode"] == "prefix":
-            base = settings["model"]
-    model, past = load_model(base, pick_device(device)), None
-    if settings["mode"] == "prefix":
-        prefix = load_prefix(folder).to(model.wte.weight.device)
-        if any(getattr(prefix.config, name) != getattr(model.config, name) for name in ("n_layer", "n_head", "n_embd")):
-            raise InputError(f"{folder} holds a prefix for another shape of GPT-2 than {base}")
-        past = prefix()
-    return Run(settings, load_tokenizer(base), model, past)
+        save_model(model, folder, settings.model)
+    draw_losses({row_name(settings): [log]}, folder / "loss.png")
+
+    costs = {"trained": trained, "kept": kept} | costs_of_training(log)
+    peak = costs["peak_memory"]
+    print(f"trained in {costs['seconds'] / 60:.1f} minutes, {costs['seconds_per_step']:.3f} "
+          f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
+          + (f"{peak / 2**30:.2f} GiB" if peak else "unknown"), flush=True)
+    del model, prefix
+    run = load_run(folder, device)  # what is scored is what was saved
+    decoder = {name: getattr(settings, name) for name in DECODER}
+    score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
+    table, _ = read_split(data_folder, "test")[0]
+    print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
+          f'  python describe.py {folder} "{table}"')
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def check_lengths(settings, model, encoded):
+    """Raises InputError where an example, or a table and its sentence, have no positions left."""
+    P = settings.prefix_length if settings.mode == "prefix" else 0
+    longest = 0
+    for prompt, answer in (example for split in encoded.values() for example in split):
+        longest = max(longest, len(prompt) + max(len(answer), settings.max_new_tokens))
+    longest -= 1  # the last token is never read
+    if P + longest > model.config.n_ctx:
+        raise InputError(f"{settings.data} and --max-new-tokens {settings.max_new_tokens} need "
+                         f"{longest} positions, the prefix {P}: more than the {model.config.n_ctx} "
+                         f"that {settings.model} has")
+
+
+def make_prefix(settings, model, tokenizer):
+    """The prefix that `settings` ask for, at its start: random, or made of words (section 7.4)."""
+    start, length = None, settings.prefix_length
+    if settings.prefix_words:
+        words = tokenizer.encode(settings.prefix_words, allowed_special="all")
+        start = activations(model, (words * length)[:length])
+    prefix = Prefix(model.config, length, settings.prefix_hidden, settings.prefix_form, start)
+    return prefix.to(model.wte.weight.device)
+
+
+def costs_of_training(log):
+    """What a log tells of the costs: seconds, speeds, bytes of memory at the peak."""
+    steps = [entry for entry in log if "loss" in entry]
+    seconds = sum(entry["seconds"] for entry in steps)
+    peaks = [entry["peak_memory"] for entry in steps]
+    return {
+        "seconds": seconds,
+        "seconds_per_step": seconds / sum(entry["steps"] for entry in steps),
+        "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
+        "peak_memory": None if None in peaks else max(peaks),
+    }
+
+
+def row_name(settings):
+    return ", ".join((settings.mode, Path(settings.model).name, Path(settings.data).name))
+
+
+# --------------------------------------------------------------------------------------------------
 # The command
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
-        description="Trains a prefix or all of GPT-2 to describe tables, then describes the test tables and scores "
-        "them. Without other arguments it is the run of Li & Liang (2021): GPT-2 Medium on E2E.",
-        epilog="A run writes its folder: run.json (settings), log.jsonl, the weights (a PEFT adapter or a Hugging Face "
-        "folder), training.pt (to go on), outputs.txt, references.txt, scores.json, loss.png.",
-    )
-    parser.add_argument("--mode", required=True, choices=("prefix", "finetune"), help="what is trained")
-    parser.add_argument("--demo", action="store_true", help=f"other defaults: {DEMO}")
-    parser.add_argument("--model", default="gpt2-medium", metavar="NAME|DIR", help="the base: tiny, gpt2, gpt2-medium, "
-                        "gpt2-large, gpt2-xl (downloaded on first use) or a folder (default: %(default)s)")
-    parser.add_argument("--data", default="e2e", metavar="e2e|sample|DIR",
-                        help="e2e (downloaded on first use), sample or a folder (default: %(default)s)")
-    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/MODE-MODEL-DATA)")
-    parser.add_argument("--epochs", type=int, default=5, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=10, metavar="N",
-                        help="examples a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, metavar="RATE", help="AdamW's learning rate, which falls linearly to 0 "
-                        f"(default: {LEARNING_RATE['network']} prefix, {LEARNING_RATE['finetune']} finetune, as in the "
-                        f"paper; with tiny {TINY_LEARNING_RATE['network']} prefix, {TINY_LEARNING_RATE['direct']} "
-                        f"direct prefix, {TINY_LEARNING_RATE['finetune']} finetune)")
-    parser.add_argument("--prefix-length", type=int, nargs="+", default=[5], metavar="P",
-                        help="one or several: a run each, and a figure of score against length (default: 5)")
-    parser.add_argument("--prefix-form", default="network", choices=FORMS, help="; ".join(
-        f"{name}: {text}" for name, text in FORMS.items()) + " (default: %(default)s)")
-    parser.add_argument("--prefix-hidden", type=int, metavar="N",
-                        help="width of the networks that make the prefix (default: 512, per-layer 800)")
-    parser.add_argument("--prefix-words", metavar="TEXT", help="the prefix starts from what the model makes of this "
-                        "text, repeated to the prefix's length; it may hold <|endoftext|> (default: random numbers)")
-    parser.add_argument("--clip", type=float, default=1.0, metavar="NORM",
-                        help="the most that the gradient's norm may be (default: %(default)s)")
-    parser.add_argument("--max-steps", type=int, metavar="N",
-                        help="stop after so many steps; the learning rate falls to 0 by then")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N",
-                        help="one or several: a run each, and their mean and spread (default: 0)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
-                        help="bfloat16 (autocast) is for GPUs (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch of the same command")
+        description="Trains a prefix or all of GPT-2 to describe tables, then describes the test "
+        "tables and scores them. Without other arguments it is the run of Li & Liang (2021): GPT-2 "
+        "Medium on E2E.",
+        epilog="A run writes its folder: run.json (settings), log.jsonl, the weights (a PEFT "
+        "adapter or a Hugging Face folder), training.pt (to go on), outputs.txt, references.txt, "
+        "scores.json, loss.png.")
+    add = parser.add_argument
+    add("--mode", required=True, choices=("prefix", "finetune"), help="what is trained")
+    add("--demo", action="store_true", help=f"other defaults: {DEMO}")
+    add("--model", default="gpt2-medium", metavar="NAME|DIR", help="the base: tiny, gpt2, "
+        "gpt2-medium, gpt2-large, gpt2-xl (downloaded on first use) or a folder (default: "
+        "%(default)s)")
+    add("--data", default="e2e", metavar="e2e|sample|DIR",
+        help="e2e (downloaded on first use), sample or a folder (default: %(default)s)")
+    add("--out", metavar="DIR", help="the run's folder (default: runs/MODE-MODEL-DATA)")
+    add("--epochs", type=int, default=5, metavar="N", help="(default: %(default)s)")
+    add("--batch-size", type=int, default=10, metavar="N",
+        help="examples a step (default: %(default)s)")
+    add("--lr", type=float, metavar="RATE", help="AdamW's learning rate, which falls linearly to 0 "
+        f"(default: {LEARNING_RATE['network']} prefix, {LEARNING_RATE['finetune']} finetune, as in "
+        f"the paper; for a base of fewer than {SMALL // 10**6} million parameters "
+        f"{SMALL_LEARNING_RATE['network']} prefix, {SMALL_LEARNING_RATE['direct']} direct prefix, "
+        f"{SMALL_LEARNING_RATE['finetune']} finetune)")
+    add("--prefix-length", type=int, nargs="+", default=[5], metavar="P",
+        help="one or several: a run each, and a figure of score against length (default: 5)")
+    forms = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
+    add("--prefix-form", default="network", choices=FORMS, help=f"{forms} (default: %(default)s)")
+    add("--prefix-hidden", type=int, metavar="N",
+        help="width of the networks that make the prefix (default: 512, per-layer 800)")
+    add("--prefix-words", metavar="TEXT", help="the prefix starts from what the model makes of "
+        "this text, repeated to the prefix's length; it may hold <|endoftext|> (default: random "
+        "numbers)")
+    add("--clip", type=float, default=1.0, metavar="NORM",
+        help="the most that the gradient's norm may be (default: %(default)s)")
+    add("--max-steps", type=int, metavar="N",
+        help="stop after so many steps; the learning rate falls to 0 by then")
+    add("--seed", type=int, nargs="+", default=[0], metavar="N",
+        help="one or several: a run each, and their mean and spread (default: 0)")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"),
+        help="bfloat16 (autocast) is for GPUs (default: %(default)s)")
+    add("--resume", action="store_true",
+        help="go on where the same command was stopped; of several runs, with those not finished")
     add_decoder_arguments(parser)
     given = sys.argv[1:]
-    args = parser.parse_args([*DEMO.split(), *given] if "--demo" in given else given)  # what stands last wins
-    for name in ("epochs", "batch_size", "prefix_hidden", "max_steps", "lr", "clip", "num_beams", "max_new_tokens",
-                 "decode_batch_size", "prefix_length"):
-        values = getattr(args, name) if name == "prefix_length" else [getattr(args, name)]
+    if "--demo" in given:
+        given = [*DEMO.split(), *given]  # what stands last wins
+    args = parser.parse_args(given)
+    for name in ("epochs", "batch_size", "prefix_hidden", "max_steps", "lr", "clip", "num_beams",
+                 "max_new_tokens", "decode_batch_size", "prefix_length"):
+        value = getattr(args, name)
+        values = value if isinstance(value, list) else [value]
         if any(value is not None and not value > 0 for value in values):
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, but is {' '.join(map(str, values))}")
-    if args.mode == "finetune" and (options := [option for option in given if option.startswith("--prefix-")]):
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, but is "
+                             f"{' '.join(map(str, values))}")
+    for name in ("seed", "prefix_length"):
+        if len(set(values := getattr(args, name))) < len(values):
+            raise InputError(f"--{name.replace('_', '-')} {' '.join(map(str, values))}: give each "
+                             "number once")
+    options = [option for option in sys.argv[1:] if option.startswith("--prefix-")]
+    if args.mode == "finetune" and options:
         raise InputError(f"{', '.join(options)}: fine-tuning has no prefix")
     if args.prefix_form == "direct" and args.prefix_hidden:
         raise InputError("--prefix-hidden: a direct prefix has no network")
     args.prefix_hidden = args.prefix_hidden or HIDDEN.get(args.prefix_form)
+    if args.model not in NAMES:  # so that the run finds its base and data from everywhere
+        args.model = str(Path(args.model).resolve())
+    if args.data not in ("e2e", "sample"):
+        args.data = str(Path(args.data).resolve())
     if args.lr is None:
-        rates = TINY_LEARNING_RATE if args.model == "tiny" else LEARNING_RATE
-        args.lr = rates[args.prefix_form if args.mode == "prefix" else "finetune"]
+        args.lr = default_learning_rate(args)
     return args
 
 
+def default_learning_rate(args):
+    """The learning rate for what `args` train, by the size of the base."""
+    with torch.device("meta"):  # shapes without memory
+        model = GPT2(SIZES.get(args.model) or load_config(args.model))
+    rates = SMALL_LEARNING_RATE if count_parameters(model) < SMALL else LEARNING_RATE
+    return rates[args.prefix_form if args.mode == "prefix" else "finetune"]
+
+
 def single_runs(args):
-    """`args` for each single run that is asked for: one for each length and seed, in a folder of its own."""
-    out = Path(args.out or f"runs/{args.mode}-{Path(args.model).name}-{Path(args.data).name}")
-    runs = []
+    """{folder: Settings} of each single run that is asked for: one for each length and seed."""
+    name = f"{args.mode}-{Path(args.model).name}-{Path(args.data).name}"
+    out = Path(args.out or Path("runs") / name)
+    common = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    runs = {}
     for length in args.prefix_length:
         for seed in args.seed:
             name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"
-            runs.append(argparse.Namespace(**vars(args) | {"prefix_length": length, "seed": seed, "out": out / name}))
-    if len(runs) == 1:
-        runs[0].out = out
+            is_single = len(args.prefix_length) == len(args.seed) == 1
+            settings = Settings(**common | {"prefix_length": length, "seed": seed})
+            runs[out if is_single else out / name] = settings
     return runs
 
 
-def prepare(run):
-    """The settings of a single run. Raises InputError where its folder holds one already that it cannot go on with."""
-    names = ("mode", "model", "data", "epochs", "lr", "batch_size", "prefix_length", "prefix_form", "prefix_hidden",
-             "prefix_words", "clip", "max_steps", "seed", "dtype", *DECODER)
-    settings = {name: getattr(run, name) for name in names}
-    if (source := Path(run.model)).is_dir():
-        settings["model"] = str(source.resolve())  # so that the run finds its base from everywhere
-    if (run.out / "run.json").exists():
-        if not run.resume:
-            raise InputError(f"{run.out} already holds a run; give another --out, or --resume to go on with it")
-        before = read_json(run.out / "run.json")
-        for name in names:
-            if settings[name] != before.get(name):
-                raise InputError(f"{run.out}/run.json was started with {name} {before.get(name)!r}, not "
-                                 f"{settings[name]!r}; --resume needs the same settings")
-    return settings
-
-
-def peak_memory(device):
-    """The most memory held so far, in bytes: the GPU's, or on a CPU the whole process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def write_text(folder, name, text):
-    with write_aside(Path(folder) / name) as path:
-        path.write_text(text, encoding="utf-8")
-
-
-def write_json(folder, name, value):
-    write_text(folder, name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def train_and_score(args, settings):
-    """A single run, from the weights to its row of Table 1."""
-    folder = args.out
-    device = pick_device(args.device)
-    data_folder = find_data(args.data)
-    tokenizer, model = load_tokenizer(args.model), load_model(args.model, device)
-    examples = {split: read_split(data_folder, split) for split in ("train", "valid", "test")}
-    encoded = {split: [encode_example(tokenizer, *example) for example in examples[split]] for split in examples}
-    past_length = args.prefix_length if args.mode == "prefix" else 0
-    longest = max(max(len(prompt) + len(sentence), len(prompt) + args.max_new_tokens)
-                  for split in encoded.values() for prompt, sentence in split)
-    if past_length + longest > model.config.n_ctx:
-        raise InputError(f"{data_folder} and --max-new-tokens {args.max_new_tokens} need {longest} positions, the "
-                         f"prefix {past_length}: more than the {model.config.n_ctx} that {args.model} has")
-    if tokenizer.eot_token != model.config.eos_token:
-        raise InputError(f"{args.model}: <|endoftext|> is {tokenizer.eot_token} for the tokenizer, but "
-                         f"{model.config.eos_token} for the model")
-    for split in examples:
-        if not is_known(path := data_file(data_folder, split)):
-            print(f"{path} is not a file that published results were measured on.")
-
-    write_json(folder, "run.json", settings)
-    torch.manual_seed(args.seed)
-    prefix = None
-    if args.mode == "prefix":
-        words = tokenizer.encode(args.prefix_words, allowed_special="all") if args.prefix_words else None
-        prefix = make_prefix(args.prefix_form, model, args.prefix_length, args.prefix_hidden, words).to(device)
-    size = count(model)
-    trained, kept = (count(prefix), prefix.numbers().numel()) if prefix else (size, size)
-    print(f"{args.mode}: {args.model} of {size:,} numbers on {device}; trained {trained:,}, kept {kept:,} "
-          f"({kept / size:.2%}); {len(encoded['train']):,} examples", flush=True)
-    log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
-    compare.draw_losses({f"{args.mode}, {args.model}, {args.data}": [log]}, folder / "loss.png")
-    if prefix:
-        base = args.model if args.model in OPENAI_FOLDERS else model_folder(args.model).resolve()
-        save_prefix(prefix, folder, base)
-    else:
-        save_model(model, folder, args.model)
-
-    steps = [entry for entry in log if "loss" in entry]
-    seconds = sum(entry["seconds"] for entry in steps)
-    costs = {"trained": trained, "kept": kept, "seconds_per_step": seconds / sum(entry["steps"] for entry in steps),
-             "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds, "peak_memory": peak_memory(device)}
-    print(f"trained in {seconds / 60:.1f} minutes, {costs['seconds_per_step']:.3f} seconds a step, "
-          f"{costs['tokens_per_second']:,.0f} tokens a second; peak memory {costs['peak_memory'] / 2**30:.2f} GiB")
-    del model, prefix
-    run = load_run(folder, args.device)  # what is scored is what was saved
-    score_test_set(run, args.data, {name: settings[name] for name in DECODER}, args.decode_batch_size, folder, costs)
-    print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
-          f'  python beam.py --run {folder} "{examples["test"][0][0]}"')
+def check_folder(folder, settings, resume):
+    """Raises InputError where a folder holds a run already that cannot be gone on with."""
+    if not (folder / "run.json").exists():
+        return
+    if not resume:
+        raise InputError(f"{folder} already holds a run; give another --out, or --resume to go on "
+                         "with it")
+    before = read_json(folder / "run.json")
+    for name, value in asdict(settings).items():
+        if value != before.get(name):
+            raise InputError(f"{folder}/run.json was started with {name} {before.get(name)!r}, not "
+                             f"{value!r}; --resume needs the same settings")
 
 
 def main():
     args = parse_arguments()
     runs = single_runs(args)
-    if args.resume and not any((run.out / "run.json").exists() for run in runs):
-        raise InputError(f"{runs[0].out} holds no run to go on with")
-    settings = [prepare(run) for run in runs]  # a mistake in the last one shows at once
-    for run, its_settings in zip(runs, settings):
+    if args.resume and not any((folder / "run.json").exists() for folder in runs):
+        raise InputError(f"{next(iter(runs))} holds no run to go on with")
+    for folder, settings in runs.items():  # a mistake in the last one shows at once
+        check_folder(folder, settings, args.resume)
+    device = pick_device(args.device)
+    for folder, settings in runs.items():
         if len(runs) > 1:
-            print(f"\n--- {run.out}", flush=True)
-        if len(runs) == 1 or not (run.out / "scores.json").exists():  # of several, the finished ones are left alone
-            train_and_score(run, its_settings)
+            print(f"\n--- {folder}", flush=True)
+            if (folder / "scores.json").exists():
+                continue  # of several, the finished ones are left alone
+        train_and_score(settings, folder, device, args.decode_batch_size)
     if len(runs) > 1:
-        compare.compare([run.out for run in runs], runs[0].out.parent)
+        compare_runs(runs, next(iter(runs)).parent)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,166 @@
+"""A finished run: what describes tables, and how well it does on a test set.
+
+    python describe.py RUN "name : Blue Spice | Type : pub"     a sentence for each table given
+    python describe.py RUN < tables.txt                         a table a line
+    python describe.py RUN --data e2e                           decodes and scores the test set anew
+"""
+
+import argparse
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import tiktoken
+
+import metrics
+from beam import banned_tokens, beam_search
+from common import InputError, read_json, run_command, sha256, write_json, write_text
+from e2e_data import (SRC1_NAMES, data_file, encode_table, find_data, group_by_table, is_known,
+                      read_split)
+from gpt2 import GPT2, autocast, load_model, load_tokenizer, model_folder, pick_device
+from prefix import load_prefix
+
+DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
+PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation
+    "paper, prefix-tuning": "69.7 8.81 46.1 71.4 2.49",
+    "paper, fine-tuning": "68.2 8.62 46.2 71.0 2.47",
+    "re-implementation, prefix-tuning": "68.8 8.80 45.7 71.3 2.41",
+    "re-implementation, fine-tuning": "68.8 8.68 45.8 71.2 2.45",
+}
+
+
+@dataclass
+class Run:
+    """What describes a table: a GPT-2, the past in front of it, and how both read text."""
+
+    settings: dict  # what run.json holds
+    tokenizer: tiktoken.Encoding
+    model: GPT2
+    past: list | None  # of a prefix
+
+
+def load_run(source, device="auto"):
+    """The run that train.py wrote to the folder `source`, or a bare model by its name or folder.
+
+    Raises InputError where the folder holds neither, or its training has not ended.
+    """
+    folder, base = model_folder(source), source
+    is_model = (folder / "config.json").exists() or (folder / "hparams.json").exists()
+    if is_model and not (folder / "run.json").exists():
+        settings = {"mode": "untrained", "model": str(source), "seed": None, "dtype": "float32"}
+    else:
+        settings = read_json(folder / "run.json")
+        is_prefix = settings["mode"] == "prefix"
+        weights = "adapter_model.safetensors" if is_prefix else "model.safetensors"
+        if not (folder / weights).exists():
+            raise InputError(f"{folder} has no {weights}: its training has not ended; go on with "
+                             "train.py --resume")
+        base = settings["model"] if is_prefix else folder
+    model, past = load_model(base, pick_device(device)), None
+    if settings["mode"] == "prefix":
+        prefix = load_prefix(folder).to(model.wte.weight.device)
+        for name in ("n_layer", "n_head", "n_embd"):
+            if getattr(prefix.config, name) != getattr(model.config, name):
+                raise InputError(f"{folder} holds a prefix for another shape of GPT-2 than {base}")
+        past = [(key.detach(), value.detach()) for key, value in prefix()]
+    return Run(settings, load_tokenizer(base), model, past)
+
+
+def describe_tables(run, tables, decoder, batch_size, progress=True):
+    """The best sentence for each table, in one line. `decoder`: settings as in DECODER."""
+    device = run.model.wte.weight.device
+    prompts = [encode_table(run.tokenizer, table) for table in tables]
+    with autocast(device, run.settings["dtype"]):
+        found = beam_search(run.model, prompts, run.past, **decoder,
+                            banned=banned_tokens(run.tokenizer), batch_size=batch_size,
+                            progress=progress)
+    return [" ".join(run.tokenizer.decode(best.tokens).split()) for best, *_ in found]
+
+
+def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
+    """Describes each distinct table of a test set once, scores and prints.
+
+    Where `out` is a folder, outputs.txt, references.txt and scores.json are written there.
+    """
+    test_file = data_file(find_data(data), "test")
+    groups = group_by_table(read_split(test_file.parent, "test"))
+    tables, references = list(groups), list(groups.values())
+    outputs = describe_tables(run, tables, decoder, batch_size)
+    scores = metrics.evaluate(references, outputs)
+    if out is not None:
+        versions = {"python": platform.python_version()}
+        versions |= {name: version(name) for name in ("torch", "tiktoken")}
+        signature = {
+            "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
+            "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
+            "versions": versions,
+        }
+        write_text(Path(out) / "outputs.txt", "".join(f"{output}\n" for output in outputs))
+        blocks = ["".join(f"{reference}\n" for reference in group) for group in references]
+        write_text(Path(out) / "references.txt", "\n".join(blocks))
+        write_json(Path(out) / "scores.json", scores | {"signature": signature, "costs": costs})
+    for i in range(0, len(tables), -(-len(tables) // 4)):  # a few, spread over the test set
+        print(f"\ntable      {tables[i]}\nmodel      {outputs[i]}\nreference  {references[i][0]}")
+
+    row = ", ".join((run.settings["mode"], Path(run.settings["model"]).name, Path(data).name))
+    rows = [(row, scores)]
+    is_papers = test_file.name == SRC1_NAMES["test"] and is_known(test_file)
+    if is_papers:
+        for name, figures in PUBLISHED.items():
+            rows.append((name, dict(zip(metrics.METRICS, figures.split()))))
+    print("\n" + metrics.format_table(rows))
+    if scores["METEOR"] is None:
+        print(metrics.meteor.HOW_TO_GET)
+    if not is_papers:
+        print(f"Published scores are on the tokenised references of {SRC1_NAMES['test']}; those on "
+              f"{test_file} cannot be compared with them.")
+
+
+def add_decoder_arguments(parser):
+    """The decoder's settings as arguments of a command line."""
+    add = parser.add_argument
+    add("--num-beams", type=int, default=DECODER["num_beams"], metavar="K",
+        help="beams of the search (default: %(default)s)")
+    add("--length-penalty", type=float, default=DECODER["length_penalty"], metavar="A",
+        help="a beam's score is divided by its length to this power (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=DECODER["max_new_tokens"], metavar="N",
+        help="the longest sentence, in tokens (default: %(default)s)")
+    add("--decode-batch-size", type=int, default=64, metavar="N",
+        help="tables described at once; fewer need less memory (default: %(default)s)")
+    add("--device", default="auto",
+        help="auto (default: a GPU where there is one), cpu, cuda, mps, ...")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="A finished run describes tables, or is scored on a test set.",
+        epilog='example: python describe.py runs/demo "name : Blue Spice | Type : pub"')
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the folder that train.py wrote, or a bare model: tiny, "
+        "gpt2-medium, ... or its folder")
+    add("tables", nargs="*", metavar="TABLE", help='such as "name : Blue Spice | Type : pub"; '
+        "without any, and without --data, lines of stdin")
+    add("--data", metavar="e2e|sample|DIR", help="describe and score this data set's test tables")
+    add("--out", metavar="DIR",
+        help="with --data: also write outputs.txt, references.txt and scores.json there")
+    add_decoder_arguments(parser)
+    args = parser.parse_args()
+    if args.data and args.tables:
+        raise InputError("give either tables or --data")
+    if args.out and not args.data:
+        raise InputError("--out goes with --data")
+    run = load_run(args.run, args.device)
+    decoder = {name: getattr(args, name) for name in DECODER}
+    if args.data:
+        score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
+        return
+    tables = args.tables or [line.strip() for line in sys.stdin if line.strip()]
+    progress = len(tables) > 20
+    for sentence in describe_tables(run, tables, decoder, args.decode_batch_size, progress):
+        print(sentence)
+
+
+if __name__ == "__main__":
+    run_command(main)
