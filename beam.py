@@ -5,6 +5,7 @@
 """
 
 import argparse
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from common import InputError, run_command
 from e2e_data import encode_table
-from gpt2 import NAMES, Growing, load_model, load_tokenizer, pad, pick_device
+from gpt2 import NAMES, Growing, load_both, pad, pick_device, tokens_without_text
 from prefix import load_prefix
 
 
@@ -74,7 +75,7 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     beams.
     """
     P = 0 if past is None else past[0][0].shape[2]
-    check_search(model, prompts, P, num_beams, max_new_tokens, banned)
+    check_search(model, prompts, P, num_beams, max_new_tokens, length_penalty, banned)
     if batch_size < 1:
         raise InputError("the number of prompts at once must be at least 1")
     results = [None] * len(prompts)
@@ -91,10 +92,14 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     return results
 
 
-def check_search(model, prompts, P, num_beams, max_new_tokens, banned):
+def check_search(model, prompts, P, num_beams, max_new_tokens, length_penalty, banned):
     """Raises InputError where such a search, behind P past tokens, is impossible."""
     if num_beams < 1 or max_new_tokens < 1:
         raise InputError("the numbers of beams and of new tokens must be at least 1")
+    # A score must stay a number: a length to this power, times a sum of log-probabilities.
+    if not abs(length_penalty) * math.log10(max_new_tokens + 1) < 300:
+        raise InputError(f"a length penalty of {length_penalty} is too large for {max_new_tokens} "
+                         "new tokens: their number to this power is none that a computer holds")
     if 2 * num_beams > model.config.n_vocab - len(set(banned)):
         raise InputError(f"{num_beams} beams are too many for {model.config.n_vocab} tokens, of "
                          "which some are banned")
@@ -179,10 +184,12 @@ def rows_that_stay(grown_from):
     return [row if row in stay else movers.pop() for row in range(len(going_on))]
 
 
-def banned_tokens(tokenizer):
-    """The line breaks that are single tokens (198, 628 in GPT-2): Li & Liang never write them."""
+def banned_tokens(model, tokenizer):
+    """What is never written: line breaks that are single tokens, as with Li & Liang (198 and 628 in
+    GPT-2), and ids without a text."""
     encoded = [tokenizer.encode_ordinary(text) for text in ("\n", "\n\n")]
-    return [tokens[0] for tokens in encoded if len(tokens) == 1]
+    line_breaks = [tokens[0] for tokens in encoded if len(tokens) == 1]
+    return line_breaks + tokens_without_text(model, tokenizer)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -247,13 +254,14 @@ def main():
         "(default: %(default)s)")
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
-    tokenizer, model = load_tokenizer(args.model), load_model(args.model, pick_device(args.device))
+    model, tokenizer = load_both(args.model, pick_device(args.device))
     past = None
     if args.prefix:
         past = load_prefix(args.prefix).to(model.wte.weight.device)()
-    prompt, banned = encode_table(tokenizer, args.table), banned_tokens(tokenizer)
+    prompt, banned = encode_table(tokenizer, args.table), banned_tokens(model, tokenizer)
     P = 0 if past is None else past[0][0].shape[2]
-    check_search(model, [prompt], P, args.num_beams, args.max_new_tokens, banned)
+    check_search(model, [prompt], P, args.num_beams, args.max_new_tokens, args.length_penalty,
+                 banned)
     search = WatchedSearch(0)
     search_batch(model, [prompt], past, [search], args.num_beams, args.max_new_tokens,
                  args.length_penalty, banned, tqdm(disable=True))

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent  # where models/ and data/ lie, wherever the command was started
+ASIDE = ".new-"  # folders that begin so hold what is being written
 
 
 class InputError(ValueError):
@@ -20,38 +23,81 @@ class InputError(ValueError):
 
 def run_command(main):
     """Runs a module's main(); a user's mistake ends as one line on stderr, without a traceback."""
+    sys.stdout = Printable(sys.stdout)
+    sys.stderr.reconfigure(errors="backslashreplace")
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+        sys.exit(f"error: {printable(str(error))}")
+    except KeyboardInterrupt as error:
+        print(f"\nstopped{error}", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # whoever reads the output (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    except OSError as error:  # no space, no permission, no such file, a folder in a file's place
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(printable(f"error: {where}{error.strerror or error}"))
+
+
+class Printable:
+    """A text stream in which a terminal meets no control characters, and no text is refused.
+
+    Names and sentences come from files and models of other people; printed as they are, they could
+    steer the terminal. What its encoding lacks is shown by its number.
+    """
+
+    def __init__(self, stream):
+        stream.reconfigure(errors="backslashreplace")
+        self.stream = stream
+
+    def write(self, text):
+        return self.stream.write(printable(text))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def printable(text):
+    """Text with its control characters, but for tabs and line ends, as \\x1b and the like."""
+    unsafe = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+    return re.sub(unsafe, lambda match: ascii(match[0])[1:-1], text)
 
 
 @contextmanager
 def write_aside(path):
-    """Gives a path beside `path` to write to; renames it to `path` after a block without error."""
+    """Gives a path to write to; moves it to `path` after a block without error, and not before.
+
+    What is moved was flushed to the disk, so that a power cut leaves the old file or the new one.
+    It has the permissions of any other new file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".new")
-    try:
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=path.parent) as folder:
+        aside = Path(folder) / path.name
         yield aside
+        mask = os.umask(0)
+        os.umask(mask)
+        aside.chmod(0o666 & ~mask)
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    if os.name == "posix":  # the name, too, must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def write_text(path, text):
     """Writes a text file, whole or not at all."""
     with write_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(text.encode("utf-8"))  # line ends stay what they are, on Windows, too
 
 
 def write_json(path, value):
     """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path):
@@ -64,6 +110,8 @@ def read_json(path):
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+        raise InputError(f"{path}: not JSON that can be read ({error})") from None
     if not isinstance(values, dict):
         raise InputError(
             f"{path}: a JSON object was expected, but it is a {type(values).__name__}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import metrics
 from common import InputError, read_json, run_command, write_aside
+from run_folder import read_settings
 
 # BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
 PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}
@@ -33,9 +34,31 @@ def read_run(folder):
     if not (folder / "scores.json").exists():
         raise InputError(f"{folder} holds no finished run (scores.json is missing); train.py "
                          "--resume goes on with one")
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    log = [json.loads(line) for line in lines]
-    return FinishedRun(read_json(folder / "run.json"), read_json(folder / "scores.json"), log)
+    scores = read_json(folder / "scores.json")
+    if (folder / "run.json").exists():
+        settings = read_settings(folder)
+        log = read_log(folder / "log.jsonl")
+    else:  # what describe.py --out writes
+        signature = scores.get("signature") or {}
+        settings = {name: signature.get(name) for name in ("mode", "model", "data", "seed")}
+        settings |= signature.get("decoder") or {}
+        log = []
+    are_scores = all(isinstance(scores.get(name, ...), (int, float, type(None)))
+                     for name in metrics.METRICS)
+    if not are_scores or not isinstance(settings["mode"], str):
+        raise InputError(f"{folder}/scores.json is damaged; describe.py --data makes it anew")
+    return FinishedRun(settings, scores, log)
+
+
+def read_log(path):
+    """The entries of a log.jsonl. Raises InputError naming the line that is none."""
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entries.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            raise InputError(f"{path}, line {number}: not an entry of a log") from None
+    return entries
 
 
 def group_runs(runs):
@@ -45,7 +68,7 @@ def group_runs(runs):
     """
     def place(run):
         is_prefix = run.settings["mode"] == "prefix"
-        return run.settings["prefix_length"] if is_prefix else math.inf
+        return run.settings.get("prefix_length", math.inf) if is_prefix else math.inf
 
     groups = {}  # (setting, value) of all settings but the seed -> its runs
     for run in sorted(runs, key=place):
@@ -54,7 +77,9 @@ def group_runs(runs):
     labelled = {}
     for key, of_group in groups.items():
         own = of_group[0].settings
-        mode = f"prefix {own['prefix_length']}" if own["mode"] == "prefix" else own["mode"]
+        mode = own["mode"]
+        if mode == "prefix" and "prefix_length" in own:
+            mode = f"prefix {own['prefix_length']}"
         shown = [mode, Path(own["model"]).name, Path(own["data"]).name]
         same_mode = [run.settings for run in runs if run.settings["mode"] == own["mode"]]
         for name, value in key:
@@ -102,7 +127,8 @@ def format_costs(groups):
     """A table of the mean costs of each group; of two groups also the second's over the first's."""
     means = []
     for runs in groups.values():
-        costs = {name: [run.scores["costs"][name] for run in runs] for name in COSTS}
+        costs = {name: [(run.scores.get("costs") or {}).get(name) for run in runs]
+                 for name in COSTS}
         means.append({name: None if None in values else sum(values) / len(values)
                       for name, values in costs.items()})
     rows = [("", [head for head, _ in COSTS.values()])]
@@ -193,14 +219,18 @@ def compare_runs(folders, out):
     groups = group_runs([read_run(folder) for folder in folders])
     print("\n" + metrics.format_table(score_rows(groups)))
     print("\n" + format_costs(groups))
-    drawn = [Path(out) / "losses.png"]
-    draw_losses({label: [run.log for run in runs] for label, runs in groups.items()}, drawn[0])
+    drawn = []
+    logs = {label: [run.log for run in runs] for label, runs in groups.items() if runs[0].log}
+    if logs:  # a bare model has none
+        drawn.append(Path(out) / "losses.png")
+        draw_losses(logs, drawn[-1])
     prefixes = {label: runs for label, runs in groups.items()
-                if runs[0].settings["mode"] == "prefix"}
+                if runs[0].settings["mode"] == "prefix" and "prefix_length" in runs[0].settings}
     if len({runs[0].settings["prefix_length"] for runs in prefixes.values()}) > 1:
         drawn.append(Path(out) / "curve.png")
-        draw_curve(prefixes, drawn[1])
-    print("\nFigures: " + ", ".join(map(str, drawn)))
+        draw_curve(prefixes, drawn[-1])
+    if drawn:
+        print("\nFigures: " + ", ".join(map(str, drawn)))
 
 
 def main():

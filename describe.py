@@ -8,6 +8,7 @@
 import argparse
 import platform
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +17,12 @@ import tiktoken
 
 import metrics
 from beam import banned_tokens, beam_search
-from common import InputError, read_json, run_command, sha256, write_json, write_text
+from common import InputError, run_command, sha256, write_json, write_text
 from e2e_data import (SRC1_NAMES, data_file, encode_table, find_data, group_by_table, is_known,
                       read_split)
-from gpt2 import GPT2, autocast, load_model, load_tokenizer, model_folder, pick_device
-from prefix import load_prefix
+from gpt2 import GPT2, autocast, load_both, model_folder, pick_device
+from prefix import load_prefix, read_adapter
+from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer, read_settings
 
 DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
 PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation
@@ -41,31 +43,46 @@ class Run:
     past: list | None  # of a prefix
 
 
-def load_run(source, device="auto"):
+def load_run(source, device="auto", base=None):
     """The run that train.py wrote to the folder `source`, or a bare model by its name or folder.
 
-    Raises InputError where the folder holds neither, or its training has not ended.
+    A folder with a PEFT prefix alone is a run as well. `base` is the model to put a prefix before,
+    where that is not the one it names. Raises InputError where the folder holds neither, its
+    training has not ended, or the base is not the one that the prefix was trained on.
     """
-    folder, base = model_folder(source), source
-    is_model = (folder / "config.json").exists() or (folder / "hparams.json").exists()
-    if is_model and not (folder / "run.json").exists():
-        settings = {"mode": "untrained", "model": str(source), "seed": None, "dtype": "float32"}
-    else:
-        settings = read_json(folder / "run.json")
+    folder = model_folder(source)
+    settings = {"mode": "untrained", "model": str(source), "seed": None, "dtype": "float32"}
+    if (folder / "run.json").exists():
+        settings = read_settings(folder)
         is_prefix = settings["mode"] == "prefix"
         weights = "adapter_model.safetensors" if is_prefix else "model.safetensors"
         if not (folder / weights).exists():
             raise InputError(f"{folder} has no {weights}: its training has not ended; go on with "
                              "train.py --resume")
-        base = settings["model"] if is_prefix else folder
-    model, past = load_model(base, pick_device(device)), None
-    if settings["mode"] == "prefix":
-        prefix = load_prefix(folder).to(model.wte.weight.device)
-        for name in ("n_layer", "n_head", "n_embd"):
-            if getattr(prefix.config, name) != getattr(model.config, name):
-                raise InputError(f"{folder} holds a prefix for another shape of GPT-2 than {base}")
-        past = [(key.detach(), value.detach()) for key, value in prefix()]
-    return Run(settings, load_tokenizer(base), model, past)
+    elif (folder / "adapter_config.json").exists():
+        settings |= {"mode": "prefix", "model": read_adapter(folder)["base_model_name_or_path"]}
+    if settings["mode"] != "prefix":
+        if base is not None:
+            raise InputError(f"{source} is a whole model, to which no other base can be given")
+        model, tokenizer = load_both(source, pick_device(device))
+        return Run(settings, tokenizer, model, None)
+
+    named = base or settings["model"]
+    settings["model"] = str(named)
+    model, tokenizer = load_both(named, pick_device(device))
+    prefix = load_prefix(folder).to(model.wte.weight.device)
+    for name in ("n_layer", "n_head", "n_embd"):
+        if getattr(prefix.config, name) != getattr(model.config, name):
+            raise InputError(f"{folder} holds a prefix for another shape of GPT-2 than {named}")
+    now = {"model_sha256": fingerprint_model(model),
+           "vocabulary_sha256": fingerprint_tokenizer(tokenizer)}
+    for name, value in now.items():
+        if base is None and prefix.made_from.get(name, value) != value:
+            raise InputError(f"{folder} was trained on another {name.removesuffix('_sha256')} than "
+                             f"what {named} holds now; bring that back, or use this one all the "
+                             f"same with --model {named}")
+    past = [(key.detach(), value.detach()) for key, value in prefix()]
+    return Run(settings, tokenizer, model, past)
 
 
 def describe_tables(run, tables, decoder, batch_size, progress=True):
@@ -74,7 +91,7 @@ def describe_tables(run, tables, decoder, batch_size, progress=True):
     prompts = [encode_table(run.tokenizer, table) for table in tables]
     with autocast(device, run.settings["dtype"]):
         found = beam_search(run.model, prompts, run.past, **decoder,
-                            banned=banned_tokens(run.tokenizer), batch_size=batch_size,
+                            banned=banned_tokens(run.model, run.tokenizer), batch_size=batch_size,
                             progress=progress)
     return [" ".join(run.tokenizer.decode(best.tokens).split()) for best, *_ in found]
 
@@ -82,12 +99,20 @@ def describe_tables(run, tables, decoder, batch_size, progress=True):
 def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     """Describes each distinct table of a test set once, scores and prints.
 
-    Where `out` is a folder, outputs.txt, references.txt and scores.json are written there.
+    Where `out` is a folder, outputs.txt, references.txt and scores.json are written there; scored
+    is what was written.
     """
     test_file = data_file(find_data(data), "test")
     groups = group_by_table(read_split(test_file.parent, "test"))
     tables, references = list(groups), list(groups.values())
     outputs = describe_tables(run, tables, decoder, batch_size)
+    if out is not None:
+        paths = Path(out) / "references.txt", Path(out) / "outputs.txt"
+        blocks = ["".join(f"{reference}\n" for reference in group) for group in references]
+        write_text(paths[0], "\n".join(blocks))
+        write_text(paths[1], "".join(f"{output}\n" for output in outputs))
+        (corpus,) = metrics.read_corpora(paths[0], paths[1:])
+        references, outputs = corpus.references, corpus.outputs
     scores = metrics.evaluate(references, outputs)
     if out is not None:
         versions = {"python": platform.python_version()}
@@ -97,9 +122,6 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
             "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
             "versions": versions,
         }
-        write_text(Path(out) / "outputs.txt", "".join(f"{output}\n" for output in outputs))
-        blocks = ["".join(f"{reference}\n" for reference in group) for group in references]
-        write_text(Path(out) / "references.txt", "\n".join(blocks))
         write_json(Path(out) / "scores.json", scores | {"signature": signature, "costs": costs})
     for i in range(0, len(tables), -(-len(tables) // 4)):  # a few, spread over the test set
         print(f"\ntable      {tables[i]}\nmodel      {outputs[i]}\nreference  {references[i][0]}")
@@ -142,19 +164,24 @@ def main():
         "gpt2-medium, ... or its folder")
     add("tables", nargs="*", metavar="TABLE", help='such as "name : Blue Spice | Type : pub"; '
         "without any, and without --data, lines of stdin")
+    add("--model", metavar="NAME|DIR",
+        help="the base to put a prefix before (default: the one that it was trained on)")
     add("--data", metavar="e2e|sample|DIR", help="describe and score this data set's test tables")
     add("--out", metavar="DIR",
-        help="with --data: also write outputs.txt, references.txt and scores.json there")
+        help="with --data: also write outputs.txt, references.txt and scores.json to a new folder")
     add_decoder_arguments(parser)
     args = parser.parse_args()
     if args.data and args.tables:
         raise InputError("give either tables or --data")
     if args.out and not args.data:
         raise InputError("--out goes with --data")
-    run = load_run(args.run, args.device)
     decoder = {name: getattr(args, name) for name in DECODER}
+    if args.out:  # before any work is done
+        check_new(Path(args.out), "the sentences and scores")
+    run = load_run(args.run, args.device, args.model)
     if args.data:
-        score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
+        with claim(Path(args.out)) if args.out else nullcontext():
+            score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
         return
     tables = args.tables or [line.strip() for line in sys.stdin if line.strip()]
     progress = len(tables) > 20

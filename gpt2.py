@@ -221,15 +221,17 @@ class GPT2(nn.Module):
 
 
 @torch.no_grad()
-def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None):
+def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, banned=()):
     """Goes on writing after `tokens` (a list): yields token after token, until <|endoftext|>.
 
     temperature 0 takes the likeliest token each time, 1 draws from the model's own distribution.
+    banned tokens are never written.
     """
     device = model.wte.weight.device
     newest, past = torch.tensor([tokens], device=device), None
     for _ in range(max_new_tokens):
         logits, past = model(newest, past, return_past=True)
+        logits[..., list(banned)] = -torch.inf
         if temperature == 0:
             newest = logits[:, -1:].argmax(-1)  # [1, 1]
         else:
@@ -564,6 +566,27 @@ def bytes_of_characters():
 # --------------------------------------------------------------------------------------------------
 
 
+def load_both(source, device="cpu"):
+    """The (model, tokenizer) of a folder or a name. Raises InputError where they do not agree."""
+    tokenizer, model = load_tokenizer(source), load_model(source, device)
+    n_vocab, eos_token = model.config.n_vocab, model.config.eos_token
+    if tokenizer.max_token_value >= n_vocab:
+        raise InputError(f"{source}: the vocabulary has {tokenizer.max_token_value + 1:,} tokens, "
+                         f"the model {n_vocab:,}; they are of different models")
+    if tokenizer.eot_token != eos_token:
+        raise InputError(f"{source}: <|endoftext|> is token {tokenizer.eot_token} of the vocabulary"
+                         f", but the model ends with {eos_token}; they are of different models, or "
+                         "eos_token_id is wrong")
+    return model, tokenizer
+
+
+def tokens_without_text(model, tokenizer):
+    """The ids that a padded vocabulary has beyond its tokens: nobody may write them."""
+    texts = [*tokenizer.token_byte_values(), *tokenizer.special_tokens_set]
+    known = {tokenizer.encode_single_token(text) for text in texts}
+    return sorted(set(range(model.config.n_vocab)) - known)
+
+
 def pick_device(name):
     """The torch.device for "auto" (a GPU where there is one), "cpu", "cuda:1", ...
 
@@ -602,8 +625,7 @@ def main():
     args = parser.parse_args()
     if args.temperature < 0:
         raise InputError(f"--temperature must not be below 0, but is {args.temperature}")
-    tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, pick_device(args.device))
+    model, tokenizer = load_both(args.model, pick_device(args.device))
     tokens = tokenizer.encode(args.prompt, allowed_special="all") or [model.config.eos_token]
     room = model.config.n_ctx - len(tokens)
     if room < 1 or args.max_new_tokens < 1:
@@ -613,7 +635,9 @@ def main():
     generator = torch.Generator().manual_seed(args.seed)
     max_new_tokens = min(args.max_new_tokens, room)
     print(args.prompt, end="", flush=True)
-    for token in generate(model, tokens, max_new_tokens, args.temperature, generator):
+    written = generate(model, tokens, max_new_tokens, args.temperature, generator,
+                       tokens_without_text(model, tokenizer))
+    for token in written:
         text = decoder.decode(tokenizer.decode_single_token_bytes(token))
         print(text, end="", flush=True)
     print(decoder.decode(b"", final=True))

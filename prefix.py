@@ -88,12 +88,16 @@ def activations(model, tokens):
     return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # Prefix.forward the other way round
 
 
-def save_prefix(prefix, folder, base):
-    """Writes a prefix as a PEFT adapter; `base` is the name or folder of the model it is for."""
+def save_prefix(prefix, folder, base, made_from=None):
+    """Writes a prefix as a PEFT adapter; `base` is the name or folder of the model it is for.
+
+    made_from   {name: SHA-256} of what it was trained with, kept as the file's metadata
+    """
     folder, config = Path(folder), prefix.config
     key_values = prefix.key_values().detach().to("cpu", torch.float32).contiguous()
     with write_aside(folder / "adapter_model.safetensors") as path:
-        safetensors.torch.save_file({"prompt_embeddings": key_values}, path)
+        metadata = {"format": "pt"} | (made_from or {})
+        safetensors.torch.save_file({"prompt_embeddings": key_values}, path, metadata)
     write_json(folder / "adapter_config.json", {
         "peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
         "prefix_projection": False, "base_model_name_or_path": str(base),
@@ -103,34 +107,46 @@ def save_prefix(prefix, folder, base):
     })
 
 
-def load_prefix(folder):
-    """The prefix of a PEFT adapter folder, in its direct form. Raises InputError if it is none."""
-    config_path = Path(folder) / "adapter_config.json"
-    weights_path = Path(folder) / "adapter_model.safetensors"
-    values = read_json(config_path)
-    names = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads")
+def read_adapter(folder):
+    """What adapter_config.json says of a prefix. Raises InputError where it is of another kind."""
+    path = Path(folder) / "adapter_config.json"
+    values = read_json(path)
     if values.get("peft_type") != "PREFIX_TUNING":
-        raise InputError(f"{config_path}: peft_type is {values.get('peft_type')!r}, but only "
+        raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}, but only "
                          "'PREFIX_TUNING' is supported")
+    names = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads",
+             "base_model_name_or_path")
     if missing := [name for name in names if name not in values]:
-        raise InputError(f"{config_path}: {', '.join(missing)} is missing")
-    length, n_embd, n_layer, n_head = (values[name] for name in names)
+        raise InputError(f"{path}: {', '.join(missing)} is missing")
+    return values
+
+
+def load_prefix(folder):
+    """The prefix of a PEFT adapter folder, in its direct form; `made_from` says with what it was
+    trained, where it is known. Raises InputError where the folder holds none."""
+    values, path = read_adapter(folder), Path(folder) / "adapter_model.safetensors"
+    length, n_embd, n_layer, n_head = (values[name] for name in (
+        "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"))
     try:  # of a model's configuration, what a prefix depends on
         config = GPT2Config(n_vocab=1, n_ctx=1, n_embd=n_embd, n_head=n_head, n_layer=n_layer)
     except InputError as error:
-        raise InputError(f"{config_path}: {error}") from None
+        raise InputError(f"{folder}/adapter_config.json: {error}") from None
+    if not path.exists():
+        raise InputError(f"{path} is missing")
     try:
-        key_values = safetensors.torch.load_file(weights_path)["prompt_embeddings"]
-    except FileNotFoundError:
-        raise InputError(f"{weights_path} is missing") from None
-    except (safetensors.SafetensorError, KeyError) as error:
+        with safetensors.safe_open(path, "pt") as file:
+            key_values, made_from = file.get_tensor("prompt_embeddings"), file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
         raise InputError(
-            f"{weights_path} is damaged, or holds no prompt_embeddings ({error})") from None
+            f"{path} is damaged, or holds no prompt_embeddings ({error})") from None
     if key_values.shape != (length, n_layer * 2 * n_embd):
-        raise InputError(f"{weights_path}: prompt_embeddings has the shape "
-                         f"{list(key_values.shape)}, but adapter_config.json asks for "
-                         f"{[length, n_layer * 2 * n_embd]}")
-    return Prefix(config, length, form="direct", start=key_values)
+        raise InputError(f"{path}: prompt_embeddings has the shape {list(key_values.shape)}, but "
+                         f"adapter_config.json asks for {[length, n_layer * 2 * n_embd]}")
+    if not key_values.is_floating_point() or not key_values.isfinite().all():
+        raise InputError(f"{path}: prompt_embeddings holds what is no finite number")
+    prefix = Prefix(config, length, form="direct", start=key_values)
+    prefix.made_from = made_from
+    return prefix
 
 
 def count_parameters(module):

@@ -7,24 +7,31 @@
 
 import argparse
 import json
+import math
 import re
+import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import crc32c
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import InputError, read_json, run_command, write_aside, write_json, write_text
+import metrics
+from beam import banned_tokens, check_search
+from common import InputError, run_command, sha256, write_aside, write_json, write_text
 from compare import compare_runs, draw_losses
 from describe import DECODER, add_decoder_arguments, load_run, score_test_set
 from e2e_data import (SPLITS, data_file, encode_example, find_data, is_known, make_batch,
                       read_split, shuffled_batches)
-from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_config, load_model,
-                  load_tokenizer, model_folder, pick_device, save_model)
+from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_both, load_config,
+                  model_folder, pick_device, save_model)
 from prefix import FORMS, HIDDEN, Prefix, activations, count_parameters, save_prefix
+from run_folder import (Settings, check_new, check_same, claim, fingerprint_model,
+                        fingerprint_tokenizer, read_settings)
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper
 SMALL = 50_000_000  # parameters; a smaller base wants more:
@@ -33,29 +40,6 @@ DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --prefix-form d
        " --out runs/demo"
 LOG_EVERY = 10  # steps
 SAVE_EVERY = 120  # seconds
-
-
-@dataclass
-class Settings:
-    """All that decides what a run's result is, and what its run.json holds."""
-
-    mode: str  # "prefix" or "finetune"
-    model: str  # a name, or the resolved path of a folder
-    data: str  # the same
-    epochs: int
-    lr: float
-    batch_size: int
-    prefix_length: int
-    prefix_form: str
-    prefix_hidden: int | None
-    prefix_words: str | None
-    clip: float
-    max_steps: int | None
-    seed: int
-    dtype: str
-    num_beams: int
-    length_penalty: float
-    max_new_tokens: int
 
 
 # --------------------------------------------------------------------------------------------------
@@ -136,6 +120,7 @@ def train(settings, model, prefix, encoded, validation, folder):
             if step % LOG_EVERY and not is_end:
                 continue
 
+            check_losses(losses, step, schedule.get_last_lr()[0], folder)
             loss, seconds = torch.stack(losses).mean().item(), time.monotonic() - started
             write_log(folder, log, step=step, epoch=epoch + 1, loss=loss,
                       lr=schedule.get_last_lr()[0], steps=len(losses), tokens=n_tokens,
@@ -144,6 +129,7 @@ def train(settings, model, prefix, encoded, validation, folder):
             bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s")
             if is_end:
                 loss = validation_loss(model, prefix, validation, settings.dtype)
+                check_losses([torch.tensor(loss)], step, schedule.get_last_lr()[0], folder)
                 write_log(folder, log, step=step, epoch=epoch + 1, validation_loss=loss)
                 bar.write(f"epoch {epoch + 1}: validation loss {loss:.4f} a token", file=sys.stderr)
             if is_end or time.monotonic() - saved > save_every:
@@ -168,29 +154,64 @@ def validation_loss(model, prefix, encoded, dtype="float32"):
     return total / number
 
 
+def check_losses(losses, step, lr, folder):
+    """Raises InputError where one of the latest losses, up to that of `step`, is not finite."""
+    finite = torch.stack(losses).isfinite().tolist()
+    if not all(finite):
+        first = step - len(finite) + 1 + finite.index(False)
+        raise InputError(f"at step {first:,}, at a learning rate of about {lr:.2g}, the loss is no "
+                         "finite number any more, and training on would be of no use; start anew "
+                         f"with a lower --lr and another --out ({folder}/training.pt holds the "
+                         "last good state)")
+
+
 def save_state(folder, parts, step, log):
-    """Writes what is needed to go on to folder/training.pt; returns how many seconds it took."""
+    """Writes what is needed to go on to folder/training.pt; returns how many seconds it took.
+
+    Behind PyTorch's own bytes, which it reads without a check, stands their CRC32C.
+    """
     started = time.monotonic()
     state = {name: part.state_dict() for name, part in parts.items()}
     with write_aside(folder / "training.pt") as path:
         torch.save(state | {"step": step, "log": log}, path)
+        checksum = checksum_of(path, path.stat().st_size)
+        with open(path, "ab") as file:
+            file.write(checksum.to_bytes(4, "little"))
     return time.monotonic() - started
 
 
 def load_state(folder, parts, device):
     """Sets `parts` to what folder/training.pt holds; returns (step, log), (0, []) without one."""
-    if not (folder / "training.pt").exists():
+    path = folder / "training.pt"
+    if not path.exists():
         return 0, []
-    state = torch.load(folder / "training.pt", device, weights_only=True)
+    size = max(0, path.stat().st_size - 4)
+    with open(path, "rb") as file:
+        file.seek(size)
+        stored = file.read()
+    if checksum_of(path, size).to_bytes(4, "little") != stored:
+        raise InputError(f"{path} is damaged, so that training cannot go on from it; start anew "
+                         "with another --out")
+    state = torch.load(path, device, weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return state["step"], state["log"]
 
 
+def checksum_of(path, size):
+    """The CRC32C of the first `size` bytes of a file."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while size > 0 and (chunk := file.read(min(size, 1 << 24))):
+            checksum = crc32c.crc32c(chunk, checksum)
+            size -= len(chunk)
+    return checksum
+
+
 def write_log(folder, log, **entry):
     log.append(entry)
     with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
 def reset_peak_memory(device):
@@ -218,56 +239,62 @@ def peak_memory(device):
 # --------------------------------------------------------------------------------------------------
 
 
-def train_and_score(settings, folder, device, decode_batch_size):
+def train_and_score(settings, folder, device, decode_batch_size, resume=False):
     """A single run: trains, saves, describes the test tables with what was saved, scores them."""
     reset_peak_memory(device)
-    data_folder, tokenizer = find_data(settings.data), load_tokenizer(settings.model)
-    model = load_model(settings.model, device)
+    data_folder = find_data(settings.data)
+    model, tokenizer = load_both(settings.model, device)
+    made_from = {"model_sha256": fingerprint_model(model),
+                 "vocabulary_sha256": fingerprint_tokenizer(tokenizer)}
     encoded = {}
     for split in SPLITS:
         examples = read_split(data_folder, split)
         encoded[split] = [encode_example(tokenizer, *example) for example in examples]
-        if not is_known(path := data_file(data_folder, split)):
+        path = data_file(data_folder, split)
+        made_from[f"{split}_sha256"] = sha256(path)
+        if not is_known(path):
             print(f"{path} is not one of E2E's published files.")
-    check_lengths(settings, model, encoded)
-    if tokenizer.eot_token != model.config.eos_token:
-        raise InputError(f"{settings.model}: <|endoftext|> is {tokenizer.eot_token} for the "
-                         f"tokenizer, but {model.config.eos_token} for the model")
+    check_possible(settings, model, tokenizer, encoded)
 
-    write_json(folder / "run.json", asdict(settings))
-    torch.manual_seed(settings.seed)
-    prefix = make_prefix(settings, model, tokenizer) if settings.mode == "prefix" else None
-    base_size = count_parameters(model)
-    trained = count_parameters(prefix or model)
-    kept = prefix.key_values().numel() if prefix else base_size
-    print(f"{settings.mode}: {settings.model} of {base_size:,} parameters on {device}; trained "
-          f"{trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate {settings.lr}; "
-          f"{len(encoded['train']):,} examples", flush=True)
-    log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
-    if prefix:
-        is_published = settings.model in OPENAI_FOLDERS
-        base = settings.model if is_published else model_folder(settings.model).resolve()
-        save_prefix(prefix, folder, base)
-    else:
-        save_model(model, folder, settings.model)
-    draw_losses({row_name(settings): [log]}, folder / "loss.png")
+    with claim(folder):
+        check_folder(folder, settings, resume, made_from)
+        write_json(folder / "run.json", asdict(settings) | made_from)
+        torch.manual_seed(settings.seed)
+        prefix = make_prefix(settings, model, tokenizer) if settings.mode == "prefix" else None
+        base_size = count_parameters(model)
+        trained = count_parameters(prefix or model)
+        kept = prefix.key_values().numel() if prefix else base_size
+        print(f"{settings.mode}: {settings.model} of {base_size:,} parameters on {device}; trained "
+              f"{trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate {settings.lr}; "
+              f"{len(encoded['train']):,} examples", flush=True)
+        log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
+        if prefix:
+            is_published = settings.model in OPENAI_FOLDERS
+            base = settings.model if is_published else model_folder(settings.model).resolve()
+            save_prefix(prefix, folder, base, made_from)
+        else:
+            save_model(model, folder, settings.model)
 
-    costs = {"trained": trained, "kept": kept} | costs_of_training(log)
-    peak = costs["peak_memory"]
-    print(f"trained in {costs['seconds'] / 60:.1f} minutes, {costs['seconds_per_step']:.3f} "
-          f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
-          + (f"{peak / 2**30:.2f} GiB" if peak else "unknown"), flush=True)
-    del model, prefix
-    run = load_run(folder, device)  # what is scored is what was saved
-    decoder = {name: getattr(settings, name) for name in DECODER}
-    score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
+        costs = {"trained": trained, "kept": kept} | costs_of_training(log)
+        peak = costs["peak_memory"]
+        print(f"trained in {costs['seconds'] / 60:.1f} minutes, {costs['seconds_per_step']:.3f} "
+              f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
+              + (f"{peak / 2**30:.2f} GiB" if peak else "unknown"), flush=True)
+        del model, prefix
+        run = load_run(folder, device)  # what is scored is what was saved
+        decoder = {name: getattr(settings, name) for name in DECODER}
+        score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
+        draw_losses({row_name(settings): [log]}, folder / "loss.png")
     table, _ = read_split(data_folder, "test")[0]
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
           f'  python describe.py {folder} "{table}"')
 
 
-def check_lengths(settings, model, encoded):
-    """Raises InputError where an example, or a table and its sentence, have no positions left."""
+def check_possible(settings, model, tokenizer, encoded):
+    """Raises InputError for what would fail hours later: no positions left, an impossible search.
+
+    Says so where METEOR will be missing.
+    """
     P = settings.prefix_length if settings.mode == "prefix" else 0
     longest = 0
     for prompt, answer in (example for split in encoded.values() for example in split):
@@ -277,6 +304,11 @@ def check_lengths(settings, model, encoded):
         raise InputError(f"{settings.data} and --max-new-tokens {settings.max_new_tokens} need "
                          f"{longest} positions, the prefix {P}: more than the {model.config.n_ctx} "
                          f"that {settings.model} has")
+    prompts = [prompt for prompt, _ in encoded["test"]]
+    check_search(model, prompts, P, settings.num_beams, settings.max_new_tokens,
+                 settings.length_penalty, banned_tokens(model, tokenizer))
+    if metrics.meteor_data.find() is None:
+        print(metrics.meteor.HOW_TO_GET)
 
 
 def make_prefix(settings, model, tokenizer):
@@ -365,8 +397,8 @@ def parse_arguments():
                  "max_new_tokens", "decode_batch_size", "prefix_length"):
         value = getattr(args, name)
         values = value if isinstance(value, list) else [value]
-        if any(value is not None and not value > 0 for value in values):
-            raise InputError(f"--{name.replace('_', '-')} must be above 0, but is "
+        if any(value is not None and not 0 < value < math.inf for value in values):
+            raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite, but is "
                              f"{' '.join(map(str, values))}")
     for name in ("seed", "prefix_length"):
         if len(set(values := getattr(args, name))) < len(values):
@@ -410,18 +442,14 @@ def single_runs(args):
     return runs
 
 
-def check_folder(folder, settings, resume):
-    """Raises InputError where a folder holds a run already that cannot be gone on with."""
+def check_folder(folder, settings, resume, made_from=None):
+    """Raises InputError where a folder holds anything that such a run cannot go on with."""
     if not (folder / "run.json").exists():
-        return
+        return check_new(folder, "a run")
     if not resume:
         raise InputError(f"{folder} already holds a run; give another --out, or --resume to go on "
                          "with it")
-    before = read_json(folder / "run.json")
-    for name, value in asdict(settings).items():
-        if value != before.get(name):
-            raise InputError(f"{folder}/run.json was started with {name} {before.get(name)!r}, not "
-                             f"{value!r}; --resume needs the same settings")
+    check_same(folder, read_settings(folder), asdict(settings) | (made_from or {}))
 
 
 def main():
@@ -432,14 +460,19 @@ def main():
     for folder, settings in runs.items():  # a mistake in the last one shows at once
         check_folder(folder, settings, args.resume)
     device = pick_device(args.device)
-    for folder, settings in runs.items():
-        if len(runs) > 1:
-            print(f"\n--- {folder}", flush=True)
+    try:
+        for folder, settings in runs.items():
+            if len(runs) > 1:
+                print(f"\n--- {folder}", flush=True)
             if (folder / "scores.json").exists():
-                continue  # of several, the finished ones are left alone
-        train_and_score(settings, folder, device, args.decode_batch_size)
-    if len(runs) > 1:
-        compare_runs(runs, next(iter(runs)).parent)
+                print(f"{folder} is finished, and is left as it is.")
+                continue
+            train_and_score(settings, folder, device, args.decode_batch_size, args.resume)
+        if len(runs) > 1:
+            compare_runs(runs, next(iter(runs)).parent)
+    except KeyboardInterrupt:
+        again = [argument for argument in sys.argv if argument != "--resume"]
+        raise KeyboardInterrupt(f"; go on with: python {shlex.join(again)} --resume") from None
 
 
 if __name__ == "__main__":
