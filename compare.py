@@ -83,7 +83,7 @@ def group_runs(runs):
         shown = [mode, Path(own["model"]).name, Path(own["data"]).name]
         same_mode = [run.settings for run in runs if run.settings["mode"] == own["mode"]]
         for name, value in key:
-            differs = any(other.get(name) != value for other in same_mode)
+            differs = any(other.get(name, value) != value for other in same_mode)
             if differs and value is not None and name not in ("model", "data", "prefix_length"):
                 shown.append(f"{name} {textwrap.shorten(str(value), 40, placeholder=' ...')}")
         label = ", ".join(shown)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import metrics
 from beam import banned_tokens, check_search
-from common import InputError, run_command, sha256, write_aside, write_json, write_text
+from common import ROOT, InputError, run_command, sha256, write_aside, write_json, write_text
 from compare import compare_runs, draw_losses
 from describe import DECODER, add_decoder_arguments, load_run, score_test_set
 from e2e_data import (SPLITS, data_file, encode_example, find_data, is_known, make_batch,
@@ -457,6 +457,9 @@ def main():
     runs = single_runs(args)
     if args.resume and not any((folder / "run.json").exists() for folder in runs):
         raise InputError(f"{next(iter(runs))} holds no run to go on with")
+    out = (next(iter(runs)) if len(runs) == 1 else next(iter(runs)).parent).resolve()
+    if out in (ROOT / "models" / args.model, ROOT / "data" / args.data):  # or absolute paths
+        raise InputError(f"{out} holds the base or the data; give another --out")
     for folder, settings in runs.items():  # a mistake in the last one shows at once
         check_folder(folder, settings, args.resume)
     device = pick_device(args.device)

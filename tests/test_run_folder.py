@@ -1,0 +1,415 @@
+"""A run's folder: nothing is overwritten, nothing changes unseen, nothing is lost or half-written."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, run_python
+
+import common
+import compare
+import describe
+import train
+from common import InputError, printable, write_aside, write_json, write_text
+from gpt2 import load_model, load_tokenizer
+from prefix import load_prefix
+from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer
+
+PLACES = ("The Mill", "Blue Fox", "Old Oak", "Zizzi")
+QUICK = ("--num-beams", 1, "--max-new-tokens", 2, "--batch-size", 4, "--device", "cpu")
+
+
+def write_data(folder, kind="pub"):
+    """A data set of a few lines in the form of the src1 files."""
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "valid", "test"):
+        lines = [f"name : {place} | Type : {kind}||{place} is a {kind} . " for place in PLACES]
+        write_text(folder / f"src1_{split}.txt", "\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A copy of models/tiny that may be altered."""
+    folder = tmp_path / "base"
+    shutil.copytree(ROOT / "models" / "tiny", folder)
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, data):
+    """Runs train.py's main, as from the command line, on the small data set."""
+
+    def run(*arguments, mode="prefix", out="run", model="tiny"):
+        given = ("train.py", "--mode", mode, "--model", model, "--data", data, "--epochs", 2,
+                 "--out", tmp_path / out, *QUICK, *arguments)
+        monkeypatch.setattr(sys, "argv", list(map(str, given)))
+        train.main()
+        return tmp_path / out
+
+    return run
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+# --------------------------------------------------------------------------------------------------
+# Nothing is overwritten
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["base", "data"])
+def test_neither_the_base_nor_the_data_can_be_the_runs_folder(command, base, data, what):
+    folder = {"base": base, "data": data}[what]
+    before = contents(folder)
+    for arguments in ((), ("--resume",), ("--seed", "0", "1")):
+        with pytest.raises(InputError, match="holds (the base or the data|no run)"):
+            command(*arguments, mode="finetune", out=folder.name, model=base)
+        assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["training.pt", "scores.json", "thesis.docx", ".hidden"])
+def test_a_folder_that_holds_anything_but_a_run_is_refused_by_name(command, tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(InputError, match=f"holds other files already \\({name}\\)"):
+        command()
+    assert contents(tmp_path / "run") == {name: b"mine"}
+
+
+def test_what_a_start_left_that_was_killed_before_run_json_can_be_repeated(command, tmp_path):
+    with claim(tmp_path / "run"):
+        (tmp_path / "run" / ".new-abc").mkdir()
+        (tmp_path / "run" / ".new-abc" / "run.json").write_text("{")
+    folder = command("--max-steps", 1)
+    assert not list(folder.glob(".new-*")) and (folder / "scores.json").exists()
+
+
+def test_describing_cannot_overwrite_a_runs_scores_and_compare_takes_what_it_writes(
+        command, tmp_path, data, monkeypatch, capsys):
+    folder = command("--max-steps", 1)
+    before = contents(folder)
+    arguments = ["describe.py", folder, "--data", data, "--num-beams", 1, "--max-new-tokens", 3]
+    for out in (folder, tmp_path / "anew"):
+        monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--out", str(out)])
+        if out == folder:
+            with pytest.raises(InputError, match="holds other files already"):
+                describe.main()
+        else:
+            describe.main()
+    assert contents(folder) == before
+    capsys.readouterr()
+    compare.compare_runs([tmp_path / "anew", folder], tmp_path)
+    rows = capsys.readouterr().out.splitlines()
+    assert sum(row.startswith("prefix") for row in rows) == 4  # two of scores, two of costs
+
+
+def test_of_two_processes_on_one_folder_one_runs_and_the_other_says_so(tmp_path, data):
+    arguments = (sys.executable, "train.py", "--mode", "prefix", "--model", "tiny", "--data", data,
+                 "--out", tmp_path / "run", *QUICK)
+    both = [subprocess.Popen([*map(str, arguments), "--lr", lr], cwd=ROOT, text=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for lr in ("0.1", "0.01")]
+    errors = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    loser = 0 if both[0].returncode else 1
+    last = errors[loser].strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "written by another process" in last or "already holds a run" in last
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["lr"] == (0.01, 0.1)[loser]
+
+
+def test_a_folder_is_free_again_once_the_process_that_had_it_was_killed(tmp_path):
+    code = "import sys, time; sys.path.insert(0, '.'); from pathlib import Path\n" \
+           "from run_folder import claim\n" \
+           f"with claim(Path({str(tmp_path)!r})): print('mine', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(InputError, match="written by another process"):
+        with claim(tmp_path):
+            pass
+    process.kill()
+    process.wait()
+    with claim(tmp_path):
+        pass
+
+
+# --------------------------------------------------------------------------------------------------
+# Nothing changes unseen
+# --------------------------------------------------------------------------------------------------
+
+
+def stop_training(monkeypatch, after):
+    """Has training stop, as by Ctrl-C, after so many steps; every step is saved."""
+    steps, step = iter(range(after)), train.train_step
+
+    def stopped(*arguments):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", stopped)
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    monkeypatch.setattr(train, "SAVE_EVERY", -1e9)
+
+
+@pytest.mark.parametrize("what, name", [
+    ("data", "train_sha256"), ("weights", "model_sha256"), ("vocabulary", "vocabulary_sha256")])
+def test_what_changed_between_start_and_resume_is_told(command, base, data, monkeypatch, what, name):
+    with monkeypatch.context() as patch:
+        stop_training(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            command(model=base)
+    if what == "data":
+        (data / "src1_train.txt").write_text("name : A||A .\n")
+    elif what == "weights":
+        path = base / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        swap_two_words(base)
+    with pytest.raises(InputError, match=f"was started with {name}"):
+        command("--resume", model=base)
+
+
+def swap_two_words(base):
+    """Gives the ids of two tokens that no merge is made of to each other."""
+    path = base / "vocab.json"
+    ids = json.loads(path.read_text(encoding="utf-8"))
+    merges = (base / "merges.txt").read_text(encoding="utf-8").splitlines()
+    first, second = (merge.replace(" ", "") for merge in merges[-2:])
+    ids[first], ids[second] = ids[second], ids[first]
+    path.write_text(json.dumps(ids), encoding="utf-8")
+    merges[-2:] = merges[:-3:-1]
+    (base / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("without_run_json", [False, True])
+def test_a_prefix_is_used_on_another_base_only_when_asked(command, base, without_run_json):
+    folder = command("--max-steps", 1, model=base)
+    if without_run_json:
+        (folder / "run.json").unlink()
+    describe.load_run(folder, "cpu")
+    path = base / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="trained on another model than .* with --model"):
+        describe.load_run(folder, "cpu")
+    assert describe.load_run(folder, "cpu", base=base).past is not None
+
+
+def test_a_fingerprint_is_that_of_the_weights_and_not_of_their_file(base, tmp_path):
+    model = load_model(base)
+    torch.save({f"transformer.{name}": tensor for name, tensor in model.state_dict().items()},
+               base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    assert fingerprint_model(load_model(base)) == fingerprint_model(model)
+    with torch.no_grad():
+        model.h[3].mlp.c_fc.bias[7] += 1e-6
+    assert fingerprint_model(load_model(base)) != fingerprint_model(model)
+
+
+def test_a_vocabularys_fingerprint_tells_which_token_is_which(base):
+    before = fingerprint_tokenizer(load_tokenizer(base))
+    path = base / "vocab.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=3))  # the same in another dress
+    assert fingerprint_tokenizer(load_tokenizer(base)) == before
+    swap_two_words(base)
+    assert fingerprint_tokenizer(load_tokenizer(base)) != before
+
+
+# --------------------------------------------------------------------------------------------------
+# Nothing is silently wrong
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_state(
+        command, monkeypatch, tmp_path):
+    step, steps = train.train_step, []
+
+    def broken(*arguments):
+        steps.append(step(*arguments))
+        return steps[-1] * (float("nan") if len(steps) == 2 else 1)
+
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    monkeypatch.setattr(train, "SAVE_EVERY", -1e9)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", broken)
+        with pytest.raises(InputError, match="at step 2, at a learning rate of about .* no finite"):
+            command("--epochs", "3")
+    names = contents(tmp_path / "run").keys()
+    assert names == {"run.json", "log.jsonl", "training.pt", ".lock"} and len(steps) == 2
+    for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda text: pytest.fail(text))
+    state = torch.load(tmp_path / "run" / "training.pt", weights_only=True)
+    assert state["step"] == 1
+    folder = command("--epochs", "3", "--resume")  # whose losses are sound
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_in_one_sentence(command, tmp_path):
+    with pytest.raises(InputError, match="is no finite number any more"):
+        command("--lr", "1e38", "--epochs", "30", mode="finetune")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_damaged_training_state_is_told(command, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        stop_training(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            command()
+    path = tmp_path / "run" / "training.pt"
+    sound = path.read_bytes()
+    for damaged in (sound[:-1], sound[: len(sound) // 2], b"",
+                    bytes([*sound[:9999], sound[9999] ^ 4, *sound[10000:]])):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="training.pt is damaged"):
+            command("--resume")
+    path.write_bytes(sound)
+    command("--resume")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--num-beams", "3000"), "3000 beams are too many"),
+    (("--length-penalty", "nan"), "length penalty of nan"),
+    (("--length-penalty", "400", "--max-new-tokens", "100"), "length penalty of 400.0 is too large"),
+    (("--lr", "inf"), "--lr must be above 0 and finite"),
+])
+def test_what_would_fail_at_the_end_is_told_at_the_start(command, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        command(*arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_the_start(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((InputError, OSError), match="file"):
+        command(out="file/run")
+    with pytest.raises(InputError, match="is a file"):
+        command(out="file")
+
+
+def test_meteors_data_are_asked_for_at_the_start(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("METEOR_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="METEOR"):
+        command()
+    assert not (tmp_path / "run").exists()
+
+
+# --------------------------------------------------------------------------------------------------
+# Nothing is lost
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_left_alone_by_resume(command, capsys):
+    folder = command("--max-steps", 1)
+    before = contents(folder)
+    capsys.readouterr()
+    command("--max-steps", 1, "--resume")
+    assert "is finished" in capsys.readouterr().out and contents(folder) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX systems")
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path, data):
+    arguments = ("train.py", "--mode", "prefix", "--model", "tiny", "--data", data, "--epochs",
+                 100000, "--out", tmp_path / "a run", *QUICK)
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not (tmp_path / "a run" / "training.pt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode == 130 and "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("stopped; go on with: python train.py --mode prefix")
+    assert last.endswith("--resume") and f"'{tmp_path / 'a run'}'" in last
+
+
+def test_what_is_renamed_was_flushed_to_the_disk_and_has_a_new_files_permissions(
+        tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        function = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, function=function: (
+            calls.append(name), function(*args)))
+    with write_aside(tmp_path / "new") as path:
+        path.write_text("whole")
+        path.chmod(0o600)  # as some libraries leave their files
+        assert not (tmp_path / "new").exists()
+    assert calls[:2] == ["fsync", "replace"]
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "other"]
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(ZeroDivisionError):
+        with write_aside(tmp_path / "file") as path:
+            path.write_text("half")
+            1 / 0
+    assert contents(tmp_path) == {"file": b"old"} and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "file", {"loss": float("nan")})
+    assert contents(tmp_path) == {"file": b"old"}
+
+
+def test_the_files_of_a_run_are_whole_and_open_to_all_who_may_read_new_files(command):
+    folder = command("--max-steps", 1)
+    expected = folder.parent / "new file"
+    expected.write_text("")
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir() if path.name != ".lock"}
+    assert set(modes.values()) == {expected.stat().st_mode}
+    assert load_prefix(folder).made_from["model_sha256"]
+
+
+# --------------------------------------------------------------------------------------------------
+# The terminal
+# --------------------------------------------------------------------------------------------------
+
+
+def test_control_characters_are_shown_and_letters_stay():
+    assert printable("\x1b]0;owned\x07é £ 日 😀\ta\nb\x9b\u202e") == \
+        "\\x1b]0;owned\\x07é £ 日 😀\ta\nb\\x9b\\u202e"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_terminal_of_any_encoding_gets_the_sentence(tmp_path, encoding, data):
+    write_text(data / "src1_test.txt", "name : Caf\x1b[31m é 日||Café 日 is a pub . \n")
+    done = subprocess.run(
+        [sys.executable, "e2e_data.py", "--data", str(data)], cwd=ROOT, capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode(encoding)
+    assert "\x1b" not in shown and "Caf\\x1b[31m" in shown
+    assert ("日" if encoding == "utf-8" else "\\u65e5") in shown
+
+
+def test_errors_of_the_system_are_one_line(tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    shutil.copy(ROOT / "models" / "tiny" / "config.json", tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(ROOT / "models" / "tiny" / name, tmp_path)
+    done = run_python("gpt2.py", "--model", tmp_path, "hello")
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert common.ROOT == ROOT
+
+
+def test_check_new_lets_empty_and_missing_folders_pass(tmp_path):
+    check_new(tmp_path, "a run")
+    check_new(tmp_path / "nowhere", "a run")
