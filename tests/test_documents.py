@@ -1,0 +1,52 @@
+"""README.md and TUTORIAL.md are true: their Python runs, what they say it prints is printed."""
+
+import contextlib
+import io
+import re
+
+import pytest
+from conftest import ROOT
+
+NUMBER = r"-?\d[\d,]*\.?\d*"
+TOLERANCE = 0.15  # of a loss, in nats or as a share
+
+
+def python_blocks(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def agrees(said, printed):
+    """Whether two texts are the same, but for decimals that differ by less than TOLERANCE."""
+    if re.sub(NUMBER, "#", said) != re.sub(NUMBER, "#", printed):
+        return False
+    for ours, theirs in zip(re.findall(NUMBER, said), re.findall(NUMBER, printed)):
+        is_count = "." not in ours
+        ours, theirs = (float(number.replace(",", "")) for number in (ours, theirs))
+        if ours != theirs if is_count else abs(ours - theirs) > TOLERANCE * max(1, abs(ours)):
+            return False
+    return True
+
+
+def test_the_rule_for_what_is_printed():
+    assert agrees("0.71, 2.4", "0.69, 2.43") and not agrees("0.71", "0.99")
+    assert agrees("[1, 4] True", "[1, 4] True") and not agrees("61440", "61441")
+    assert not agrees("True", "False")
+
+
+@pytest.mark.parametrize("name", ["TUTORIAL.md"])
+def test_every_block_runs_and_prints_what_it_says(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)
+    names, checked = {}, 0
+    for block in python_blocks(name):
+        expected = re.findall(r"# (->|e\.g\.) ?(.*)$", block, re.MULTILINE)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(block, f"{name}: {block[:40]!r}", "exec"), names)
+        printed = output.getvalue().splitlines()
+        claims = [text for kind, text in expected if kind == "->"]
+        for claim in claims:
+            assert any(agrees(claim, line) for line in printed), (claim, printed)
+        checked += len(claims)
+    assert checked > 10
