@@ -1,4 +1,4 @@
-"""Puts runs side by side: their scores with mean and spread over seeds, what they cost, and the figures.
+"""Puts runs side by side: scores with mean and spread over seeds, costs, and the figures.
 
     python compare.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e     scores, costs, losses.png
     python compare.py runs/prefix-tiny-e2e/l*     of several lengths: also curve.png (Figure 2)
@@ -62,9 +62,10 @@ def read_log(path):
 
 
 def group_runs(runs):
-    """{label: the runs that differ in their seed alone}: prefixes by their length, then fine-tuning.
+    """{label: the runs that differ in their seed alone}.
 
-    A label names the settings in which a mode's runs differ.
+    Prefixes stand first, by their length, then fine-tuning. A label names the settings in which a
+    mode's runs differ.
     """
     def place(run):
         is_prefix = run.settings["mode"] == "prefix"

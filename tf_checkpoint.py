@@ -1,8 +1,9 @@
-"""Reads TensorFlow's checkpoints (Saver V2), the format in which OpenAI published GPT-2, without TensorFlow.
+"""Reads TensorFlow's checkpoints (Saver V2), in which OpenAI published GPT-2, without TensorFlow.
 
-A checkpoint is an index and a data file. The data file is the variables' bytes, one after the other. The index is a
-table in LevelDB's format, blocks of sorted (key, value) pairs, and says where each variable lies: a key is a variable's
-name, its value a BundleEntryProto (tensorflow/core/protobuf/tensor_bundle.proto; leveldb/doc/table_format.md).
+A checkpoint is an index and a data file. The data file is the variables' bytes, one after the
+other; the index says where each of them lies. It is a table in LevelDB's format, blocks of sorted
+(key, value) pairs: a key is a variable's name, its value a BundleEntryProto
+(tensorflow/core/protobuf/tensor_bundle.proto; leveldb/doc/table_format.md).
 
     python tf_checkpoint.py models/gpt2/model.ckpt          the variables, their shapes and sizes
 """
@@ -19,79 +20,101 @@ from common import InputError, run_command
 MAGIC = bytes.fromhex("57fb808b247547db")  # the last eight bytes of every table
 
 
-def read_tf_checkpoint(prefix):
-    """Yields (name, float32 tensor) for each variable of a checkpoint: `prefix`.index, `prefix`.data-00000-of-00001.
+def read_tf_checkpoint(checkpoint):
+    """Yields (name, float32 tensor) for each variable of a checkpoint.
 
-    Raises InputError where a file is missing, cut or altered: blocks and variables are checked against their CRC32C.
+    `checkpoint` is the path of its two files without .index and .data-00000-of-00001. Raises
+    InputError where one is missing, cut or altered: blocks and variables are checked against their
+    CRC32C.
     """
-    index_path, data_path = Path(f"{prefix}.index"), Path(f"{prefix}.data-00000-of-00001")
+    index_path, data_path = Path(f"{checkpoint}.index"), Path(f"{checkpoint}.data-00000-of-00001")
     for path in (index_path, data_path):
         if not path.exists():
             raise InputError(f"{path} is missing")
-    index = index_path.read_bytes()
     try:
-        if index[-8:] != MAGIC:
-            raise ValueError("it does not end as a table does")
-        footer, at = index[-48:], 0
-        _, at = read_varint(footer, at)  # where the meta-index block lies, which is empty
-        _, at = read_varint(footer, at)
-        entries = [
-            entry
-            for _, handle in read_block(index, *read_handle(footer, at))  # the index of the index: where blocks lie
-            for entry in read_block(index, *read_handle(handle, 0))
-        ]
-        variables = [(name.decode(), read_message(value)) for name, value in entries if name]  # "" is a header
+        entries = read_entries(index_path.read_bytes())
     except (ValueError, IndexError, OverflowError, struct.error) as error:
         raise InputError(f"{index_path} is damaged ({error}); fetch it again") from None
     with open(data_path, "rb") as data:
-        for name, fields in variables:  # BundleEntryProto: 1 dtype, 2 shape, 4 offset, 5 size, 6 crc32c
-            if fields.get(1) != [1]:
+        for name, entry in entries:  # fields: 1 dtype, 2 shape, 4 offset, 5 size, 6 CRC32C
+            if entry.get(1) != [1]:
                 raise InputError(f"{index_path}: {name} is not of the type float32")
-            shape = [read_message(dim).get(1, [0])[0] for dim in read_message(fields.get(2, [b""])[0]).get(2, [])]
-            tensor = torch.empty(shape, dtype=torch.float32)
+            tensor = torch.empty(read_shape(entry), dtype=torch.float32)
             buffer = memoryview(tensor.view(-1).numpy()).cast("B")
-            data.seek(fields.get(4, [0])[0])
-            if fields.get(5) != [len(buffer)] or data.readinto(buffer) != len(buffer):
+            data.seek(entry.get(4, [0])[0])
+            if entry.get(5) != [len(buffer)] or data.readinto(buffer) != len(buffer):
                 raise InputError(f"{data_path} is too short: {name} is cut off; fetch it again")
-            if mask_crc(crc32c.crc32c(buffer)) != fields[6][0]:
-                raise InputError(f"{data_path} is damaged: the checksum of {name} is wrong; fetch it again")
+            if entry.get(6) != [mask_crc(crc32c.crc32c(buffer))]:
+                raise InputError(f"{data_path} is damaged: the checksum of {name} is wrong; fetch "
+                                 "it again")
             yield name, tensor
 
 
+def read_entries(index):
+    """The (variable's name, fields of its BundleEntryProto) pairs of an index, given as bytes."""
+    if index[-8:] != MAGIC:
+        raise ValueError("it does not end as a table does")
+    footer = index[-48:]
+    _, _, at = read_handle(footer, 0)  # where the meta-index lies, which is empty
+    offset, size, _ = read_handle(footer, at)  # where the index of the blocks lies
+    entries = []
+    for _, handle in read_block(index, offset, size):
+        offset, size, _ = read_handle(handle, 0)
+        for name, entry in read_block(index, offset, size):
+            if name:  # "" is a header
+                entries.append((name.decode(), read_message(entry)))
+    return entries
+
+
+def read_shape(entry):
+    """The sizes of a variable's dimensions; a size of 0 is left out of its message."""
+    shape = entry.get(2, [b""])[0]  # a TensorShapeProto: 2 dimensions, each with 1 size
+    return [read_message(dim).get(1, [0])[0] for dim in read_message(shape).get(2, [])]
+
+
 def read_block(table, offset, size):
-    """The (key, value) pairs of a block; a key is stored as how much it shares with the one before, and the rest."""
+    """The (key, value) pairs of a block.
+
+    A key is stored as how much of the one before it begins with, and the rest.
+    """
     block = table[offset : offset + size]
     compressed, checksum = struct.unpack_from("<BI", table, offset + size)
     if mask_crc(crc32c.crc32c(table[offset : offset + size + 1])) != checksum:
         raise ValueError("the checksum of a block is wrong")
     if compressed:
         raise ValueError("a block is compressed")
-    (restarts,) = struct.unpack("<I", block[-4:])
-    at, end, key, pairs = 0, size - 4 - 4 * restarts, b"", []
+    (restarts,) = struct.unpack("<I", block[-4:])  # places, listed at the end, of whole keys
+    end = size - 4 - 4 * restarts
+    at, key, pairs = 0, b"", []
     while at < end:
         shared, at = read_varint(block, at)
         rest, at = read_varint(block, at)
         length, at = read_varint(block, at)
         key = key[:shared] + block[at : at + rest]
-        pairs.append((key, block[at + rest : at + rest + length]))
-        at += rest + length
+        at += rest
+        pairs.append((key, block[at : at + length]))
+        at += length
     return pairs
 
 
 def read_handle(data, at):
-    """Where a block lies: (offset, size)."""
+    """Where a block lies: (offset, size, next place)."""
     offset, at = read_varint(data, at)
-    size, _ = read_varint(data, at)
-    return offset, size
+    size, at = read_varint(data, at)
+    return offset, size, at
 
 
 def read_varint(data, at):
-    """An integer in groups of seven bits, lowest first; the eighth bit says that more follow: (value, next place)."""
+    """An integer in groups of seven bits, lowest first: (value, next place).
+
+    The eighth bit of a byte says that more follow.
+    """
     value = shift = 0
     while True:
-        value |= (data[at] & 127) << shift
+        byte = data[at]
+        value |= (byte & 127) << shift
         at, shift = at + 1, shift + 7
-        if data[at - 1] < 128:
+        if byte < 128:
             return value, at
 
 
@@ -100,16 +123,17 @@ def read_message(data):
     fields, at = {}, 0
     while at < len(data):
         tag, at = read_varint(data, at)
-        if tag & 7 == 0:
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
             value, at = read_varint(data, at)
-        elif tag & 7 == 2:
+        elif kind == 2:
             length, at = read_varint(data, at)
             value, at = data[at : at + length], at + length
-        elif tag & 7 == 5:
+        elif kind == 5:
             value, at = struct.unpack_from("<I", data, at)[0], at + 4
         else:
             raise ValueError("a record is of an unknown kind")
-        fields.setdefault(tag >> 3, []).append(value)
+        fields.setdefault(number, []).append(value)
     return fields
 
 
@@ -119,10 +143,12 @@ def mask_crc(crc):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Lists a TensorFlow checkpoint's variables and checks every checksum.")
-    parser.add_argument("prefix", help="the path of the checkpoint, without .index or .data-00000-of-00001")
+    parser = argparse.ArgumentParser(
+        description="Lists a TensorFlow checkpoint's variables and checks every checksum.")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT",
+                        help="its path, without .index or .data-00000-of-00001")
     count = 0
-    for name, tensor in read_tf_checkpoint(parser.parse_args().prefix):
+    for name, tensor in read_tf_checkpoint(parser.parse_args().checkpoint):
         print(f"{name:<30} {str(list(tensor.shape)):>18} {tensor.numel():>12,}")
         count += tensor.numel()
     print(f"{'all checksums are right':<49} {count:>12,}")

@@ -1,4 +1,4 @@
-"""Challenge systems in the style of the src1 files: the tokens are right, the tables meet, mistakes are told."""
+"""Challenge systems in the style of the src1 files: right tokens, known tables, mistakes told."""
 
 import csv
 import io
@@ -8,9 +8,9 @@ import pytest
 from conftest import run_python
 
 import metrics
-from bench.challenge import read_system
 from common import InputError
 from e2e_data import group_by_table, read_split, tokenise_text
+from sentences.challenge import read_system
 
 
 def test_98_percent_of_src1s_sentences_are_the_official_ones_tokenised_by_our_rules(shared):
@@ -18,8 +18,8 @@ def test_98_percent_of_src1s_sentences_are_the_official_ones_tokenised_by_our_ru
     with zipfile.ZipFile(shared / "e2e" / "e2e-dataset.zip") as archive:
         text = archive.read("e2e-dataset/testset_w_refs.csv").decode("utf-8")
     raw = [row["ref"] for row in csv.DictReader(io.StringIO(text))]
-    equal = [tokenise_text(sentence) == expected for sentence, expected in zip(raw, tokenised, strict=True)]
-    assert sum(equal) / len(equal) > 0.98
+    equal = sum(tokenise_text(a) == b for a, b in zip(raw, tokenised, strict=True))
+    assert equal / len(raw) > 0.98
 
 
 def test_tgen_has_a_sentence_for_each_test_table_and_about_67_bleu(shared):
@@ -37,7 +37,8 @@ def test_tgen_has_a_sentence_for_each_test_table_and_about_67_bleu(shared):
     ("MR\toutput\nname[The Mill]\n", "line 2: a table, a tab and a sentence"),
     ("MR\toutput\nname[The Mill]\ta\tb\n", "line 2: a table, a tab and a sentence"),
     ("MR\toutput\nname[The Mill]\ta\nThe Inn\tb\n", "system.tsv, line 3: `key"),
-    ("MR\toutput\nname[The Mill]\ta\nname[The Mill]\tb\n", "line 3: a second sentence for 'name : The Mill'"),
+    ("MR\toutput\nname[The Mill]\ta\nname[The Mill]\tb\n",
+     "line 3: a second sentence for 'name : The Mill'"),
 ])
 def test_a_file_that_is_no_systems_table_is_told_with_its_line(tmp_path, text, complaint):
     (tmp_path / "system.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -51,6 +52,8 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 
 
 def test_a_table_without_an_output_is_told(tmp_path):
-    (tmp_path / "system.tsv").write_text("MR\toutput\nname[The Mill], area[north]\tThe Mill is in the north.\n")
-    done = run_python("bench/challenge.py", tmp_path / "system.tsv", "--data", "sample")
-    assert done.returncode == 1 and "test tables have no output" in done.stderr and "Traceback" not in done.stderr
+    path = tmp_path / "system.tsv"
+    path.write_text("MR\toutput\nname[The Mill], area[north]\tThe Mill is in the north.\n")
+    done = run_python("sentences/challenge.py", path, "--data", "sample")
+    assert done.returncode == 1
+    assert "test tables have no output" in done.stderr and "Traceback" not in done.stderr

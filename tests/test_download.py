@@ -1,8 +1,7 @@
-"""Downloads from a server of our own: whole, cut, resumed, refused; and what is fetched on first use."""
+"""Downloads from a server of our own: whole, cut, resumed, refused; and what is fetched when."""
 
 import hashlib
 import random
-import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,18 +18,20 @@ HASH = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `server.files`; `server.requests` keeps (path, Range header) and how many bytes were sent."""
+    """Serves `server.files`; `server.requests` keeps (path, Range header, bytes sent)."""
 
     def do_GET(self):
         server, asked = self.server, self.headers.get("Range")
         content = server.files.get(self.path)
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.knows_ranges else 0
-        status = 404 if content is None else 416 if start >= len(content) else 206 if start else 200
-        part = content[start:][: server.cut_after] if status < 400 else b""
+        start = 0
+        if asked and server.knows_ranges:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if content is None or start >= len(content):
+            server.requests.append((self.path, asked, 0))
+            return self.send_error(404 if content is None else 416)
+        part = content[start:][: server.cut_after]
         server.requests.append((self.path, asked, len(part)))
-        if status >= 400:
-            return self.send_error(status)
-        self.send_response(status)
+        self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -44,7 +45,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.requests, server.knows_ranges, server.cut_after = {"/file": CONTENT}, [], True, None
+    server.files, server.requests = {"/file": CONTENT}, []
+    server.knows_ranges, server.cut_after = True, None
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -69,9 +71,9 @@ def write_part(path, content):
     path.with_name("file.part").write_bytes(content)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # download()
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("expected", [HASH, None])
@@ -138,7 +140,8 @@ def test_another_file_than_the_known_one_is_refused_and_removed(server, path):
 
 
 def test_a_file_that_the_server_does_not_have_is_one_error(server, path):
-    with pytest.raises(InputError, match=f"{server.url}/other could not be .*404.* by hand into {path.parent}"):
+    message = f"{server.url}/other could not be .*404.* by hand into {path.parent}"
+    with pytest.raises(InputError, match=message):
         download(f"{server.url}/other", path)
     assert names(path.parent) == []
 
@@ -152,16 +155,19 @@ def test_a_server_that_is_down_is_one_error_and_keeps_the_part(server, path):
     assert path.with_name("file.part").read_bytes() == CONTENT[:1000]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is fetched on first use
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
-OPENAI_NAMES = ["encoder.json", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index", "vocab.bpe"]
+OPENAI_NAMES = [
+    "encoder.json", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index",
+    "vocab.bpe",
+]
 
 
 @pytest.fixture
 def openai(server, shared, tmp_path, monkeypatch):
-    """A server that has a small model under the address of OpenAI's GPT-2 Medium, and an empty models/."""
+    """A server that has a small model where OpenAI has GPT-2 Medium, and an empty models/."""
     for name in OPENAI_NAMES:
         folder = "gpt2-bpe" if name in ("encoder.json", "vocab.bpe") else "tf-checkpoint"
         server.files[f"/355M/{name}"] = (shared / folder / name).read_bytes()
@@ -174,7 +180,8 @@ def test_a_model_is_downloaded_on_first_use_and_never_again(openai, shared, tmp_
     model = gpt2.load_model("gpt2-medium")
     folder = tmp_path / "models" / "gpt2-medium"
     assert names(folder) == OPENAI_NAMES
-    assert sorted(path for path, _, _ in openai.requests) == [f"/355M/{name}" for name in OPENAI_NAMES]
+    fetched = sorted(path for path, _, _ in openai.requests)
+    assert fetched == [f"/355M/{name}" for name in OPENAI_NAMES]
     openai.files.clear()
     openai.requests.clear()
     again, tokenizer = gpt2.load_model("gpt2-medium"), gpt2.load_tokenizer("gpt2-medium")
@@ -201,7 +208,8 @@ def test_an_altered_vocabulary_is_refused(openai):
         gpt2.load_tokenizer("gpt2-medium")
 
 
-def test_a_hugging_face_folder_under_a_models_name_is_used_as_it_is(openai, small_vocabulary, tmp_path):
+def test_a_hugging_face_folder_under_a_models_name_is_used_as_it_is(
+        openai, small_vocabulary, tmp_path):
     model = gpt2.GPT2(gpt2.GPT2Config(n_vocab=20, n_ctx=8, n_embd=4, n_head=2, n_layer=1))
     gpt2.save_model(model, tmp_path / "models" / "gpt2-medium", small_vocabulary)
     assert gpt2.load_model("gpt2-medium").config == model.config
@@ -221,22 +229,26 @@ def e2e(server, shared, tmp_path, monkeypatch):
 def test_the_data_are_downloaded_on_first_use_and_never_again(e2e, tmp_path):
     folder = e2e_data.find_data("e2e")
     assert folder == tmp_path / "data" / "e2e"
-    assert names(folder) == ["src1_test.txt", "src1_train.txt", "src1_valid.txt"] and len(e2e.requests) == 3
+    assert names(folder) == ["src1_test.txt", "src1_train.txt", "src1_valid.txt"]
+    assert len(e2e.requests) == 3
     e2e.requests.clear()
     folder = e2e_data.find_data("e2e")
-    assert [len(e2e_data.read_split(folder, split)) for split in e2e_data.SPLITS] == [42_061, 4_672, 4_693]
+    sizes = [len(e2e_data.read_split(folder, split)) for split in e2e_data.SPLITS]
+    assert sizes == [42_061, 4_672, 4_693]
     assert e2e.requests == []
 
 
 def test_the_official_release_is_used_where_it_lies(e2e, shared, tmp_path):
-    (tmp_path / "data" / "e2e").mkdir(parents=True)
-    shutil.copyfile(shared / "e2e" / "e2e-dataset.zip", tmp_path / "data" / "e2e" / "e2e-dataset.zip")
+    folder = tmp_path / "data" / "e2e"
+    folder.mkdir(parents=True)
+    shutil.copyfile(shared / "e2e" / "e2e-dataset.zip", folder / "e2e-dataset.zip")
     assert len(e2e_data.read_split(e2e_data.find_data("e2e"), "train")) == 42_061
     assert e2e.requests == []
 
 
 def test_altered_data_are_refused(e2e, tmp_path):
     e2e.files["/src1_valid.txt"] = e2e.files["/src1_valid.txt"].replace(b"pub", b"bar", 1)
-    with pytest.raises(InputError, match=re.escape("src1_valid.txt: what was downloaded is not the known file")):
+    message = r"src1_valid\.txt: what was downloaded is not the known file"
+    with pytest.raises(InputError, match=message):
         e2e_data.find_data("e2e")
     assert names(tmp_path / "data" / "e2e") == ["src1_train.txt"]

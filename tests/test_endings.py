@@ -4,12 +4,13 @@ import torch
 from conftest import ROOT, assert_close, run_python
 from transformers import GPT2LMHeadModel
 
-from bench.endings import MOST, end_probabilities, stops
+from describe import load_run
 from e2e_data import encode_example
 from gpt2 import load_tokenizer
-from train import load_run
+from sentences.endings import MOST, end_probabilities, stops
 
-TABLE = "name : The Mill | Type : pub | food : Italian | price : cheap | area : riverside | near : Café Rouge"
+TABLE = ("name : The Mill | Type : pub | food : Italian | price : cheap | area : riverside"
+         " | near : Café Rouge")
 SENTENCE = "The Mill is a pub . It is rated 4.5 . It serves cheap Italian food by the river ."
 
 
@@ -30,26 +31,31 @@ def test_many_values_unsaid_are_counted_together():
 def test_the_probabilities_of_an_end_are_hugging_faces():
     run = load_run("tiny", "cpu")
     prompt, tokens = encode_example(run.tokenizer, TABLE, SENTENCE)
-    theirs = GPT2LMHeadModel.from_pretrained(ROOT / "models" / "tiny", dtype=torch.float64).eval()
+    twin = GPT2LMHeadModel.from_pretrained(ROOT / "models" / "tiny", dtype=torch.float64).eval()
     run.model.double()
     for i, probability in enumerate(end_probabilities(run, TABLE, SENTENCE)):
         with torch.no_grad():
-            logits = theirs(torch.tensor([prompt + tokens[:i]])).logits[0, -1]  # what it gives before token i
+            logits = twin(torch.tensor([prompt + tokens[:i]])).logits[0, -1]  # before token i
         assert_close(probability, logits.softmax(-1)[run.tokenizer.eot_token])
 
 
-def test_the_command_prints_for_each_number_of_values_unsaid_the_cases_and_how_many_of_them_end(tmp_path):
-    sentences = (SENTENCE, "The Mill is a cheap Italian pub .")  # unsaid at their stops: 4, 4, 1 (the end); 2 (the end)
-    lines = "".join(f"{TABLE}||{sentence}\n" for sentence in sentences)
+def test_the_command_prints_for_each_number_of_values_unsaid_the_cases_and_how_many_of_them_end(
+        tmp_path):
+    short = "The Mill is a cheap Italian pub ."
+    lines = f"{TABLE}||{SENTENCE}\n{TABLE}||{short}\n"
     (tmp_path / "src1_valid.txt").write_text(lines, encoding="utf-8")
-    done = run_python("bench/endings.py", "tiny", "--data", tmp_path)
+    done = run_python("sentences/endings.py", "tiny", "--data", tmp_path)
     assert done.returncode == 0, done.stderr
     head, cases, tiny, references = (line.split() for line in done.stdout.strip().splitlines())
     assert head[-3:] == ["4", "or", "more"]
     assert cases == ["cases", "0", "1", "1", "0", "2"]
     assert references == ["the", "references", "-", "1.000", "1.000", "-", "0.000"]
     run = load_run("tiny", "cpu")
-    at_stops = [end_probabilities(run, TABLE, sentence) for sentence in sentences]
-    (first, second, last), (only,) = ([ends[i].item() for i, _, _ in stops(run.tokenizer, TABLE, sentence)]
-                                      for ends, sentence in zip(at_stops, sentences))
+
+    def at_stops(sentence):
+        ends = end_probabilities(run, TABLE, sentence)
+        return [ends[i].item() for i, _, _ in stops(run.tokenizer, TABLE, sentence)]
+
+    first, second, last = at_stops(SENTENCE)  # unsaid there: 4, 4, and 1 at the end
+    (only,) = at_stops(short)  # 2
     assert tiny == ["tiny", "-", f"{last:.3f}", f"{only:.3f}", "-", f"{(first + second) / 2:.3f}"]

@@ -1,34 +1,24 @@
 """The sample data: what data/sample/README.md says of them, checked."""
 
-import importlib.util
 import itertools
 import random
 import re
-import subprocess
-import sys
 
 import pytest
+from conftest import ROOT, run_python
 
-from conftest import ROOT
+from data.sample import make as grammar
 
 SAMPLE = ROOT / "data" / "sample"
 SPLITS = ("train", "valid", "test")
-E2E_KEYS = ("name", "Type", "food", "price", "customer rating", "area", "family friendly", "near")
-
-
-def load_grammar():
-    spec = importlib.util.spec_from_file_location("sample_grammar", SAMPLE / "make.py")
-    grammar = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(grammar)
-    return grammar
-
-
-grammar = load_grammar()
+E2E_KEYS = (
+    "name", "Type", "food", "price", "customer rating", "area", "family friendly", "near")
 
 
 def read(path):
     """(table, sentence) for each line, both as they stand in the file."""
-    return [tuple(line.split("||")) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [tuple(line.split("||")) for line in lines if line]
 
 
 def slots(table):
@@ -36,7 +26,10 @@ def slots(table):
 
 
 def says(sentence, phrase):
-    """Whether the phrase is in the sentence as whole tokens; a sentence may begin with it, so capitals do not count."""
+    """Whether the phrase is in the sentence as whole tokens.
+
+    A sentence may begin with it, so capitals do not count.
+    """
     return f" {phrase} ".lower() in f" {sentence} ".lower()
 
 
@@ -44,13 +37,14 @@ def mentions(sentence, key, value):
     """Whether the sentence gives this slot this value, in one of the grammar's ways."""
     if key == "area":
         return says(sentence, grammar.AREAS[value])
-    if key == "family friendly":
-        if value == "no":
-            return any(says(sentence, phrase) for phrase in grammar.FAMILY["no"])
-        for phrase in grammar.FAMILY["no"]:  # "is not family - friendly" has "family - friendly" in it
-            sentence = sentence.replace(phrase, "")
-        return any(says(sentence, phrase) for phrase in (*grammar.FAMILY["yes"], "family - friendly"))
-    return says(sentence, value)
+    if key != "family friendly":
+        return says(sentence, value)
+    phrases = grammar.FAMILY[value]
+    if value == "yes":
+        phrases = (*phrases, "family - friendly")
+        for no in grammar.FAMILY["no"]:  # "is not family - friendly" has "family - friendly" in it
+            sentence = sentence.replace(no, "")
+    return any(says(sentence, phrase) for phrase in phrases)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +53,18 @@ def sample():
 
 
 def test_making_it_again_gives_the_same_files_byte_for_byte(tmp_path):
-    subprocess.run([sys.executable, SAMPLE / "make.py", "--out", tmp_path], check=True, stdout=subprocess.DEVNULL)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"src1_{split}.txt" for split in SPLITS)
-    for split in SPLITS:
-        assert (tmp_path / f"src1_{split}.txt").read_bytes() == (SAMPLE / f"src1_{split}.txt").read_bytes()
+    done = run_python("data/sample/make.py", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = {f"src1_{split}.txt" for split in SPLITS}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (SAMPLE / name).read_bytes()
 
 
 def test_sizes_are_those_the_card_gives(sample):
-    counts = {split: (len(sample[split]), len({table for table, _ in sample[split]})) for split in SPLITS}
+    counts = {}
+    for split in SPLITS:
+        counts[split] = len(sample[split]), len({table for table, _ in sample[split]})
     assert counts == {"train": (2000, 1000), "valid": (212, 60), "test": (305, 60)}
     card = (SAMPLE / "README.md").read_text(encoding="utf-8")
     for split, (lines, tables) in counts.items():
@@ -74,28 +72,33 @@ def test_sizes_are_those_the_card_gives(sample):
 
 
 def test_every_line_has_the_form_of_e2e(sample):
-    keys = [rf"{key} : [^|:]+" for key in E2E_KEYS]
-    form = re.compile(keys[0] + "".join(rf"( \| {key})?" for key in keys[1:]))  # the name; of the others, any, in order
+    name, *others = [rf"{key} : [^|:]+" for key in E2E_KEYS]
+    form = re.compile(name + "".join(rf"( \| {key})?" for key in others))  # others: any, in order
     for table, sentence in itertools.chain(*sample.values()):
         assert form.fullmatch(table) and 3 <= len(slots(table)) <= 8
         assert re.fullmatch(r"[A-Z][^|]* \. ", sentence)  # ends in a blank, as E2E's sentences do
         for text in (table, sentence[:-1]):
-            assert re.fullmatch(r"[A-Za-z0-9£:|,.-]+( [A-Za-z0-9£:|,.-]+)*", text)  # single blanks only
-            assert not re.search(r"[^ ][£,.-]|[£,-][^ ]|\.\w", text)  # tokenised: these stand alone
+            # Single blanks only; and tokenised: punctuation stands alone.
+            assert re.fullmatch(r"[A-Za-z0-9£:|,.-]+( [A-Za-z0-9£:|,.-]+)*", text)
+            assert not re.search(r"[^ ][£,.-]|[£,-][^ ]|\.\w", text)
 
 
 def test_no_table_of_validation_or_test_is_in_another_file(sample):
-    tables = {split: {frozenset(slots(table).items()) for table, _ in sample[split]} for split in SPLITS}
-    for one, other in itertools.combinations(SPLITS, 2):
-        assert not tables[one] & tables[other]
+    tables = []
+    for split in SPLITS:
+        tables.append({frozenset(slots(table).items()) for table, _ in sample[split]})
+    for one, other in itertools.combinations(tables, 2):
+        assert not one & other
 
 
 @pytest.mark.parametrize("split, fewest, most", [("valid", 3, 4), ("test", 4, 6)])
-def test_a_table_has_several_different_references_that_stand_together(sample, split, fewest, most):
-    groups = [(table, [sentence for _, sentence in lines])
-              for table, lines in itertools.groupby(sample[split], key=lambda line: line[0])]
-    assert len({table for table, _ in groups}) == len(groups)  # one run of lines for each table
-    for _, sentences in groups:
+def test_a_table_has_several_different_references_that_stand_together(
+        sample, split, fewest, most):
+    tables = set()
+    for table, lines in itertools.groupby(sample[split], key=lambda line: line[0]):
+        assert table not in tables  # one run of lines for each table
+        tables.add(table)
+        sentences = [sentence for _, sentence in lines]
         assert fewest <= len(set(sentences)) == len(sentences) <= most
 
 
@@ -114,7 +117,8 @@ def test_a_sentence_says_every_slot_of_its_table_and_nothing_against_it(sample, 
         table = slots(table)
         for key in E2E_KEYS:
             said = [value for value in values[key] if mentions(sentence, key, value)]
-            assert said == ([table[key]] if key in table else []), f"{key} in: {sentence}"
+            expected = [table[key]] if key in table else []
+            assert said == expected, f"{key} in: {sentence}"
 
 
 def test_articles_agree(sample):
@@ -127,17 +131,24 @@ def test_the_grammar_can_say_any_set_of_slots_in_six_ways():
     rng = random.Random(0)
     for n in range(2, 8):
         for keys in itertools.combinations(E2E_KEYS[1:], n):
-            table = {"name": "The Tin Hare", **{key: rng.choice(grammar.VALUES[key]) for key in keys}}
-            sentences = {grammar.describe(rng, table) for _ in range(120)}  # describe asserts that no slot is left
+            values = {key: rng.choice(grammar.VALUES[key]) for key in keys}
+            table = {"name": "The Tin Hare"} | values
+            # describe asserts that no slot is left
+            sentences = {grammar.describe(rng, table) for _ in range(120)}
             assert len(sentences) >= 6, table
 
 
 def test_no_name_landmark_or_sentence_is_from_e2e(sample, shared):
-    theirs = [line for split in SPLITS for line in read(shared / "e2e" / f"src1_{split}.txt")]
-    ours = list(itertools.chain(*sample.values()))
-    assert not {sentence.strip().lower() for _, sentence in ours} & {text.strip().lower() for _, text in theirs}
-    tables = [slots(table) for table in {table for table, _ in theirs}]
-    proper = {table[key].strip() for table in tables for key in ("name", "near") if key in table}
+    ours, theirs = [], []
+    for split in SPLITS:
+        ours += sample[split]
+        theirs += read(shared / "e2e" / f"src1_{split}.txt")
+    our_sentences = {sentence.strip().lower() for _, sentence in ours}
+    assert not our_sentences & {sentence.strip().lower() for _, sentence in theirs}
+    proper = set()
+    for table in {table for table, _ in theirs}:
+        values = slots(table)
+        proper |= {values[key].strip() for key in ("name", "near") if key in values}
     assert len(proper) > 50
     text = "".join(f" {table} {sentence}\n" for table, sentence in ours)
     for words in proper:

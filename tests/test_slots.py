@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from bench import slots
 from common import InputError
+from sentences import slots
 
 
 @pytest.mark.parametrize("slot, value, sentence, expected", [
@@ -45,8 +45,54 @@ def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
 def test_a_place_nearby_is_named_twice_or_not():
     table = "name : The Mill | near : Café Rouge | area : riverside"
     twice = "The Mill is near Café Rouge . It is by the river near café rouge ."
-    pairs = [(table, twice), (table, "It is near Café Rouge ."), (table, "A pub ."), ("name : Café Rouge", twice)]
+    once, never = "It is near Café Rouge .", "A pub ."
+    pairs = [(table, twice), (table, once), (table, never), ("name : Café Rouge", twice)]
     assert slots.near_twice(pairs) == 1 / 3
+
+
+TABLES = "name : The Mill | area : riverside | near : Café Rouge", "name : The Inn | Type : pub"
+REFERENCES = ["The Mill is by the river near Café Rouge .", "The Mill is near Café Rouge ."]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with a test set of two tables, the first of which has both references."""
+    lines = [f"{TABLES[0]}||{sentence}\n" for sentence in REFERENCES]
+    lines.append(f"{TABLES[1]}||The Inn is a pub .\n")
+    (tmp_path / "src1_test.txt").write_text("".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_command_prints_for_each_slot_what_runs_and_references_leave_out(
+        data, monkeypatch, capsys):
+    outputs = "The Mill in the city centre is near Café Rouge , Café Rouge .\nA pub .\n"
+    (data / "outputs.txt").write_text(outputs, encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["slots.py", str(data), "--data", str(data)])
+    slots.main()
+    lines = capsys.readouterr().out.strip().splitlines()
+    lines = [line.removeprefix(str(data)).split() for line in lines]
+    assert lines == [
+        ["missing,", "%", "all", "Type", "area", "name", "near"],
+        ["20.0", "0.0", "0.0", "50.0", "0.0"],
+        ["the", "references", "12.5", "0.0", "50.0", "0.0", "0.0"],
+        [],
+        ["contradicted,", "%", "all", "Type", "area", "name", "near"],
+        ["20.0", "0.0", "100.0", "0.0", "0.0"],
+        ["the", "references", "0.0", "0.0", "0.0", "0.0", "0.0"],
+        [],
+        ["near", "twice,", "%"],
+        ["100.0"],
+        ["the", "references", "0.0"],
+    ]
+
+
+def test_outputs_that_are_not_there_or_of_other_tables_are_told(data):
+    with pytest.raises(InputError, match="outputs.txt is missing: .* holds no finished run"):
+        slots.read_outputs(data, 2, "e2e")
+    (data / "outputs.txt").write_text("A pub .\n", encoding="utf-8")
+    assert slots.read_outputs(data, 1, "e2e") == ["A pub ."]
+    with pytest.raises(InputError, match="has 1 lines for the 2 tables of e2e"):
+        slots.read_outputs(data, 2, "e2e")
 
 
 def test_worked_examples_hold():

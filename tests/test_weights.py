@@ -1,4 +1,4 @@
-"""Weights in files: TensorFlow's own files, Hugging Face's folders, damaged ones; and the memory it takes."""
+"""Weights in files: TensorFlow's, Hugging Face's, damaged ones; and the memory they take."""
 
 import json
 import pickle
@@ -16,15 +16,16 @@ import torch
 from conftest import assert_close, hugging_face_twin, random_config, random_model, run_python
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from common import InputError
-from gpt2 import GPT2, GPT2Config, generate, load_model, load_tokenizer, save_model
+from common import InputError, read_json, write_json
+from gpt2 import (GPT2, SIZES, GPT2Config, generate, load_config, load_model, load_tokenizer,
+                  save_model)
 from tf_checkpoint import read_tf_checkpoint
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A writer of TensorFlow checkpoints, for those that TensorFlow did not write for us
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def varint(number):
@@ -44,7 +45,10 @@ def masked_crc(content):
 
 
 def block(pairs, restart_interval):
-    """A LevelDB block: keys share their beginning with the one before, but for every restart_interval-th."""
+    """A LevelDB block, without and with what is stored behind it.
+
+    Keys share their beginning with the one before, but for every restart_interval-th.
+    """
     content, restarts, last = b"", [], b""
     for number, (key, value) in enumerate(pairs):
         shared = 0
@@ -53,7 +57,8 @@ def block(pairs, restart_interval):
         else:
             while shared < min(len(key), len(last)) and key[shared] == last[shared]:
                 shared += 1
-        content += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        content += varint(shared) + varint(len(key) - shared) + varint(len(value))
+        content += key[shared:] + value
         last = key
     restarts = restarts or [0]
     content += struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
@@ -63,20 +68,25 @@ def block(pairs, restart_interval):
 def write_tf_checkpoint(folder, tensors, pairs_per_block=10**9):
     """Writes {name: float32 array} as TensorFlow's Saver V2 does."""
     folder.mkdir(exist_ok=True)
-    pairs, offset = [(b"", field(1, 1) + field(3, field(1, 1)))], 0
+    header = field(1, 1) + field(3, field(1, 1))
+    pairs, offset = [(b"", header)], 0
     with open(folder / DATA, "wb") as data:
         for name, array in sorted(tensors.items()):
             content = array.tobytes()
             data.write(content)
             shape = b"".join(field(2, field(1, size)) for size in array.shape)
-            pairs.append((name.encode(), field(1, 1) + field(2, shape) + field(4, offset) + field(5, len(content))
-                          + bytes([6 << 3 | 5]) + masked_crc(content)))
+            entry = field(1, 1) + field(2, shape) + field(4, offset) + field(5, len(content))
+            entry += bytes([6 << 3 | 5]) + masked_crc(content)
+            pairs.append((name.encode(), entry))
             offset += len(content)
     index, handles = b"", []
     for at in range(0, len(pairs), pairs_per_block):
         part = pairs[at : at + pairs_per_block]
-        # Any key from the block's last to below the next one's first will do; TensorFlow's is the shortest.
-        last_key = part[-1][0] if at + pairs_per_block < len(pairs) else bytes([part[-1][0][0] + 1])
+        # Any key from the block's last to below the next one's first will do; TensorFlow's is the
+        # shortest.
+        last_key, _ = part[-1]
+        if at + pairs_per_block >= len(pairs):
+            last_key = bytes([last_key[0] + 1])
         content, stored = block(part, 16)
         handles.append((last_key, varint(len(index)) + varint(len(content))))
         index += stored
@@ -84,7 +94,49 @@ def write_tf_checkpoint(folder, tensors, pairs_per_block=10**9):
     for content, stored in (block([], 1), block(handles, 1)):  # the meta-index, the index
         footer += varint(len(index)) + varint(len(content))
         index += stored
-    (folder / INDEX).write_bytes(index + footer.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db"))
+    index += footer.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
+    (folder / INDEX).write_bytes(index)
+
+
+def published_layout(n_vocab, n_ctx, n_embd, n_head, n_layer):
+    """(name in OpenAI's checkpoint, name in GPT2, shape there) for each variable of a GPT-2."""
+    n = n_embd
+    layer_layout = (
+        ("ln_1/g", "ln_1.weight", (n,)),
+        ("ln_1/b", "ln_1.bias", (n,)),
+        ("attn/c_attn/w", "attn.c_attn.weight", (1, n, 3 * n)),
+        ("attn/c_attn/b", "attn.c_attn.bias", (3 * n,)),
+        ("attn/c_proj/w", "attn.c_proj.weight", (1, n, n)),
+        ("attn/c_proj/b", "attn.c_proj.bias", (n,)),
+        ("ln_2/g", "ln_2.weight", (n,)),
+        ("ln_2/b", "ln_2.bias", (n,)),
+        ("mlp/c_fc/w", "mlp.c_fc.weight", (1, n, 4 * n)),
+        ("mlp/c_fc/b", "mlp.c_fc.bias", (4 * n,)),
+        ("mlp/c_proj/w", "mlp.c_proj.weight", (1, 4 * n, n)),
+        ("mlp/c_proj/b", "mlp.c_proj.bias", (n,)),
+    )
+    layout = [
+        ("model/wte", "wte.weight", (n_vocab, n)),
+        ("model/wpe", "wpe.weight", (n_ctx, n)),
+        ("model/ln_f/g", "ln_f.weight", (n,)),
+        ("model/ln_f/b", "ln_f.bias", (n,)),
+    ]
+    for layer in range(n_layer):
+        for theirs, ours, shape in layer_layout:
+            layout.append((f"model/h{layer}/{theirs}", f"h.{layer}.{ours}", shape))
+    return layout
+
+
+def write_openai_folder(folder, hparams, pairs_per_block=10**9):
+    """Writes a model of random weights as OpenAI did; returns {name in GPT2: array}."""
+    draw, variables, weights = np.random.default_rng(0), {}, {}
+    for theirs, ours, shape in published_layout(**hparams):
+        array = draw.standard_normal(shape, dtype=np.float32)
+        variables[theirs] = array
+        weights[ours] = array[0] if array.ndim == 3 else array
+    write_tf_checkpoint(folder, variables, pairs_per_block)
+    write_json(folder / "hparams.json", hparams)
+    return weights
 
 
 def expected_tensors(shared):
@@ -102,9 +154,9 @@ def tf_folder(shared, tmp_path):
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # OpenAI's format
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_tensorflows_checkpoint_reads_bit_for_bit(shared):
@@ -127,7 +179,8 @@ def test_tensorflows_checkpoint_gives_the_expected_logits(shared):
 def test_our_writer_of_checkpoints_writes_tensorflows_bytes(shared, tmp_path):
     write_tf_checkpoint(tmp_path, expected_tensors(shared))
     for name in (INDEX, DATA):
-        assert (tmp_path / name).read_bytes() == (shared / "tf-checkpoint" / name).read_bytes(), name
+        theirs = (shared / "tf-checkpoint" / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == theirs, name
 
 
 def test_a_checkpoint_whose_index_has_several_blocks_reads(shared, tmp_path):
@@ -136,6 +189,31 @@ def test_a_checkpoint_whose_index_has_several_blocks_reads(shared, tmp_path):
     tensors = dict(read_tf_checkpoint(tmp_path / "model.ckpt"))
     assert tensors.keys() == expected.keys()
     assert all(np.array_equal(tensors[name], expected[name]) for name in expected)
+
+
+MEDIUM = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24}
+
+
+def test_gpt2_mediums_published_sizes_are_those_of_its_name(tmp_path):
+    write_json(tmp_path / "hparams.json", MEDIUM)  # as OpenAI published it
+    config = load_config(tmp_path)
+    assert config == SIZES["gpt2-medium"] and config.eos_token == 50256
+    with torch.device("meta"):
+        model = GPT2(config)
+    parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    layout = published_layout(**MEDIUM)
+    assert len({theirs for theirs, _, _ in layout}) == len(layout) == 24 * 12 + 4
+    # Dense layers have a dimension of 1 in front there.
+    assert parameters == {ours: list(shape)[-2:] for _, ours, shape in layout}
+
+
+def test_gpt2_mediums_published_layout_gives_each_parameter_its_variable(tmp_path):
+    hparams = MEDIUM | {"n_vocab": 30, "n_ctx": 8, "n_embd": 32}  # narrow, but of all its layers
+    weights = write_openai_folder(tmp_path, hparams, pairs_per_block=40)
+    parameters = dict(load_model(tmp_path).named_parameters())
+    assert parameters.keys() == weights.keys()
+    for name, array in weights.items():
+        assert np.array_equal(parameters[name].detach().numpy(), array), name
 
 
 def test_a_flipped_byte_of_the_index_is_noticed_unless_it_carries_nothing(shared, tf_folder):
@@ -153,17 +231,19 @@ def test_a_flipped_byte_of_the_index_is_noticed_unless_it_carries_nothing(shared
             unnoticed.append(at)
             assert tensors.keys() == expected.keys()
             assert all(np.array_equal(tensors[name], expected[name]) for name in expected)
-    # What carries nothing: the empty meta-index (8 bytes, 5 of checksum), its handle (3), the footer's padding.
+    # What carries nothing: the empty meta-index (8 bytes, 5 of checksum), its handle (3), the
+    # footer's padding.
     assert len(unnoticed) <= 13 + 3 + 35
 
 
 def test_a_flipped_byte_of_the_data_is_noticed(tf_folder):
     draw, sound = random.Random(0), (tf_folder / DATA).read_bytes()
+    message = rf"{re.escape(DATA)} is damaged: the checksum of model/"
     for at in [0, len(sound) - 1, *draw.sample(range(len(sound)), 150)]:
         damaged = bytearray(sound)
         damaged[at] ^= draw.randint(1, 255)
         (tf_folder / DATA).write_bytes(damaged)
-        with pytest.raises(InputError, match=f"{re.escape(DATA)} is damaged: the checksum of model/"):
+        with pytest.raises(InputError, match=message):
             load_model(tf_folder)
 
 
@@ -185,19 +265,25 @@ def test_a_missing_file_is_named(tf_folder, name):
 
 def test_a_missing_unknown_or_wrongly_shaped_variable_is_named(shared, tf_folder):
     sound = expected_tensors(shared)
+    wpe, scale = sound["model/wpe"], sound["model/h0/ln_1/g"]
     cases = {
-        "lack h.1.mlp.c_fc.bias": {name: sound[name] for name in sound if name != "model/h1/mlp/c_fc/b"},
-        "wpf is not part": sound | {"model/wpf": sound["model/wpe"]},
-        "h.3.ln_1.weight is not part of a GPT-2 of 3 layers": sound | {"model/h3/ln_1/g": sound["model/h0/ln_1/g"]},
-        r"wpe.weight has the shape \[31, 48\], but .* \[32, 48\]": sound | {"model/wpe": sound["model/wpe"][1:]},
+        "lack h.1.mlp.c_fc.bias": {"model/h1/mlp/c_fc/b": None},
+        "wpf is not part": {"model/wpf": wpe},
+        "h.3.ln_1.weight is not part of a GPT-2 of 3 layers": {"model/h3/ln_1/g": scale},
+        r"wpe.weight has the shape \[31, 48\], but .* \[32, 48\]": {"model/wpe": wpe[1:]},
     }
-    for message, tensors in cases.items():
-        write_tf_checkpoint(tf_folder, tensors)
+    for message, change in cases.items():
+        write_tf_checkpoint(tf_folder, changed(sound, change))
         with pytest.raises(InputError, match=f"{tf_folder}.*{message}"):
             load_model(tf_folder)
 
 
-HPARAMS = {"n_vocab": 301, "n_ctx": 32, "n_embd": 48, "n_head": 4, "n_layer": 3}
+def changed(values, change):
+    """`values` with `change`, in which None takes a value away."""
+    return {name: value for name, value in (values | change).items() if value is not None}
+
+
+HPARAMS = {"n_vocab": 301, "n_embd": 48, "n_head": 4, "n_layer": 3}  # without n_ctx
 
 
 @pytest.mark.parametrize("content, message", [
@@ -206,30 +292,31 @@ HPARAMS = {"n_vocab": 301, "n_ctx": 32, "n_embd": 48, "n_head": 4, "n_layer": 3}
     (b"", "not JSON"),
     (b"\xff{}", "not UTF-8 at byte 0"),
     (b"[301, 32, 48, 4, 3]", "a JSON object was expected"),
-    ({"n_head": None}, "n_head .* None"),
-    ({"n_embd": "48"}, "n_embd .* '48'"),
-    ({"n_embd": 47}, r"n_embd \(47\) must be a multiple of n_head \(4\)"),
-    ({"n_layer": -3}, "n_layer .* -3"),
+    ({"n_ctx": 32, "n_head": None}, "n_head .* None"),
+    ({"n_ctx": 32, "n_embd": "48"}, "n_embd .* '48'"),
+    ({"n_ctx": 32, "n_embd": 47}, r"n_embd \(47\) must be a multiple of n_head \(4\)"),
+    ({"n_ctx": 32, "n_layer": -3}, "n_layer .* -3"),
     ({"n_ctx": 32.0}, "n_ctx .* 32.0"),
-    ({"n_ctx": ...}, "n_ctx is missing"),
+    ({}, "n_ctx is missing"),
 ])
 def test_broken_hparams_are_one_error_that_names_the_file(tf_folder, content, message):
     if isinstance(content, dict):
-        content = json.dumps({name: value for name, value in (HPARAMS | content).items() if value is not ...}).encode()
+        content = json.dumps(HPARAMS | content).encode()
     (tf_folder / "hparams.json").write_bytes(content)
     with pytest.raises(InputError, match=rf"hparams\.json.*{message}"):
         load_model(tf_folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Hugging Face's format
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def twin():
     """A random model as Hugging Face holds it."""
-    return hugging_face_twin(random_model(GPT2Config(n_vocab=50, n_ctx=16, n_embd=12, n_head=3, n_layer=2), seed=0))
+    config = GPT2Config(n_vocab=50, n_ctx=16, n_embd=12, n_head=3, n_layer=2)
+    return hugging_face_twin(random_model(config, seed=0))
 
 
 def save_bin(folder, tensors, **options):
@@ -238,30 +325,37 @@ def save_bin(folder, tensors, **options):
     torch.save(tensors, folder / "pytorch_model.bin", **options)
 
 
-def masks(prefix):
+def masks(front):
     """The buffers of old versions' attention, under the names that their checkpoints give them."""
-    return {f"{prefix}h.{layer}.attn.{name}": tensor for layer in range(2) for name, tensor in
-            (("bias", torch.ones(1, 1, 16, 16, dtype=torch.uint8).tril()), ("masked_bias", torch.tensor(-1e4)))}
+    buffers = {}
+    for layer in range(2):
+        mask = torch.ones(1, 1, 16, 16, dtype=torch.uint8).tril()
+        buffers[f"{front}h.{layer}.attn.bias"] = mask
+        buffers[f"{front}h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    return buffers
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("prefix", ["transformer.", ""])
+@pytest.mark.parametrize("front", ["transformer.", ""])  # of the names
 @pytest.mark.parametrize("form", ["safetensors", "bin", "legacy bin"])
 @pytest.mark.parametrize("with_masks", [False, True])
-def test_hugging_face_folders_give_hugging_faces_logits(twin, tmp_path, dtype, prefix, form, with_masks):
-    saved = (twin if prefix else twin.transformer).to(dtype)
+def test_hugging_face_folders_give_hugging_faces_logits(
+        twin, tmp_path, dtype, front, form, with_masks):
+    saved = (twin if front else twin.transformer).to(dtype)
     saved.save_pretrained(tmp_path)
-    extra = masks(prefix) if with_masks else {}
+    extra = masks(front) if with_masks else {}
     if form == "safetensors":
         path = tmp_path / "model.safetensors"
         tensors = safetensors.torch.load_file(path)
-        assert all(name.startswith(prefix) for name in tensors) and tensors[f"{prefix}wte.weight"].dtype == dtype
+        assert all(name.startswith(front) for name in tensors)
+        assert tensors[f"{front}wte.weight"].dtype == dtype
         safetensors.torch.save_file(tensors | extra, path, metadata={"format": "pt"})
     else:
         save_bin(tmp_path, saved.state_dict() | extra, _use_new_zipfile_serialization=form == "bin")
     tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert_close(load_model(tmp_path, dtype=torch.float64)(tokens), twin.double()(tokens).logits)
+        ours = load_model(tmp_path, dtype=torch.float64)(tokens)
+        assert_close(ours, twin.double()(tokens).logits)
 
 
 def test_the_configurations_endoftext_wins(twin, tmp_path):
@@ -289,7 +383,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(twin, tmp_path
     save_bin(tmp_path, tensors, _use_new_zipfile_serialization=form == "bin")
     if form == "bare pickle":
         (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(RunsCode(trace)))
-    with pytest.raises(InputError, match="pytorch_model.bin is damaged, or holds more than tensors"):
+    message = "pytorch_model.bin is damaged, or holds more than tensors"
+    with pytest.raises(InputError, match=message):
         load_model(tmp_path)
     assert not trace.exists()
     if form != "bare pickle":
@@ -318,7 +413,8 @@ def test_a_cut_file_of_weights_is_named(weights_path):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_flipped_byte_of_the_weights_is_one_error_or_only_another_weight(weights_path):
     draw, sound, errors = random.Random(0), weights_path.read_bytes(), 0
-    for at in [*range(0, 400, 8), *draw.sample(range(len(sound)), 50)]:  # names and shapes stand at the beginning
+    # Names and shapes stand at the beginning.
+    for at in [*range(0, 400, 8), *draw.sample(range(len(sound)), 50)]:
         damaged = bytearray(sound)
         damaged[at] ^= draw.randint(1, 255)
         weights_path.write_bytes(damaged)
@@ -330,7 +426,8 @@ def test_a_flipped_byte_of_the_weights_is_one_error_or_only_another_weight(weigh
     assert errors >= 25
 
 
-@pytest.mark.parametrize("content", [[torch.ones(3)], torch.ones(3), 5, {0: torch.ones(3)}, {"wte.weight": 5}])
+@pytest.mark.parametrize("content", [
+    [torch.ones(3)], torch.ones(3), 5, {0: torch.ones(3)}, {"wte.weight": 5}])
 def test_a_bin_that_holds_no_named_tensors_is_named(twin, tmp_path, content):
     twin.save_pretrained(tmp_path)
     save_bin(tmp_path, content)
@@ -340,24 +437,27 @@ def test_a_bin_that_holds_no_named_tensors_is_named(twin, tmp_path, content):
 
 @pytest.mark.parametrize("change, message", [
     ({"transformer.h.1.ln_2.bias": None}, "lack h.1.ln_2.bias"),
-    ({"transformer.wpe.weight": None, "transformer.wte.weight": None}, "lack wpe.weight, wte.weight"),
-    ({"transformer.h.0.attn.rotary": torch.ones(3)}, "h.0.attn.rotary is not part of a GPT-2 of 2 layers"),
-    ({"transformer.h.2.ln_2.bias": torch.ones(12)}, "h.2.ln_2.bias is not part of a GPT-2 of 2 layers"),
-    ({"transformer.h.0.attn.c_attn.weight": torch.ones(36, 12)}, r"c_attn.weight has the shape \[36, 12\].*\[12, 36\]"),
+    ({"transformer.wpe.weight": None, "transformer.wte.weight": None},
+     "lack wpe.weight, wte.weight"),
+    ({"transformer.h.0.attn.rotary": torch.ones(3)},
+     "h.0.attn.rotary is not part of a GPT-2 of 2 layers"),
+    ({"transformer.h.2.ln_2.bias": torch.ones(12)},
+     "h.2.ln_2.bias is not part of a GPT-2 of 2 layers"),
+    ({"transformer.h.0.attn.c_attn.weight": torch.ones(36, 12)},
+     r"c_attn.weight has the shape \[36, 12\].*\[12, 36\]"),
     ({"lm_head.weight": torch.ones(50, 12)}, "lm_head.weight differs from wte.weight"),
 ])
 def test_weights_that_are_no_gpt2_are_named(twin, tmp_path, change, message):
     twin.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
-    tensors = {name: tensor for name, tensor in (safetensors.torch.load_file(path) | change).items()
-               if tensor is not None}
-    safetensors.torch.save_file(tensors, path)
+    safetensors.torch.save_file(changed(safetensors.torch.load_file(path), change), path)
     with pytest.raises(InputError, match=f"{tmp_path}.*{message}"):
         load_model(tmp_path)
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"activation_function": "relu"}, "activation_function is 'relu', but only 'gelu_new' is supported"),
+    ({"activation_function": "relu"},
+     "activation_function is 'relu', but only 'gelu_new' is supported"),
     ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ({"scale_attn_weights": False}, "scale_attn_weights is False"),
     ({"model_type": "llama"}, "model_type is 'llama'"),
@@ -371,7 +471,7 @@ def test_configurations_of_other_architectures_are_refused(twin, tmp_path, chang
     twin.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     load_model(tmp_path)  # it is the change that matters
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_json(path, read_json(path) | change)
     with pytest.raises(InputError, match=rf"config\.json.*{message}"):
         load_model(tmp_path)
 
@@ -386,9 +486,9 @@ def test_folders_without_weights_are_named(twin, tmp_path):
         load_model("nowhere")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Saving
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -410,16 +510,18 @@ def test_what_is_saved_opens_in_hugging_face_and_here(tmp_path, small_vocabulary
     assert theirs.encode(text) == ours.encode(text, allowed_special="all")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Memory
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 MEASURE = """
 import sys, torch
 from gpt2 import load_model
 def memory(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
-load_model(sys.argv[1])  # a small one: what libraries load when they are first used is not the model
+    for line in open("/proc/self/status"):
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+load_model(sys.argv[1])  # a small one: what libraries load on their first use is not the model
 before = memory("VmRSS")
 model = load_model(sys.argv[2])
 for parameter in model.parameters():
@@ -428,18 +530,15 @@ print(memory("VmHWM") - before, sum(parameter.numel() * 4 for parameter in model
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from Linux's /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("form", ["TensorFlow", "safetensors"])
 def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path, small_vocabulary, form):
-    shape = {"n_vocab": 9000, "n_ctx": 64, "n_embd": 512, "n_head": 8}
     for n_layer, folder in ((1, tmp_path / "small"), (6, tmp_path / "large")):
-        model = GPT2(GPT2Config(**shape, n_layer=n_layer))
+        sizes = {"n_vocab": 9000, "n_ctx": 64, "n_embd": 512, "n_head": 8, "n_layer": n_layer}
         if form == "safetensors":
-            save_model(model, folder, small_vocabulary)
+            save_model(GPT2(GPT2Config(**sizes)), folder, small_vocabulary)
         else:
-            write_tf_checkpoint(folder, {openai_name(name): parameter.detach().numpy()
-                                         for name, parameter in model.named_parameters()})
-            (folder / "hparams.json").write_text(json.dumps(shape | {"n_layer": n_layer}))
+            write_openai_folder(folder, sizes)
     result = run_python("-c", MEASURE, tmp_path / "small", tmp_path / "large")
     assert result.returncode == 0, result.stderr
     grown, weights = map(int, result.stdout.split())
@@ -447,26 +546,21 @@ def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path, small_vocab
     assert 0.9 * weights < grown < 1.2 * weights
 
 
-def openai_name(name):
-    """h.0.ln_1.weight -> model/h0/ln_1/g"""
-    name = re.sub(r"^h\.(\d+)", r"h\1", name).replace(".bias", ".b")
-    name = name.replace(".weight", "" if name.startswith(("wte", "wpe")) else ".g" if "ln_" in name else ".w")
-    return "model/" + name.replace(".", "/")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The commands
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_command_goes_on_writing_as_the_model_does(tmp_path, small_vocabulary):
-    vocabulary_size = len(json.loads((small_vocabulary / "vocab.json").read_text()))
-    model = random_model(GPT2Config(vocabulary_size, 32, 24, 3, 2, eos_token=0), seed=3, dtype=torch.float32)
+    n_vocab = len(read_json(small_vocabulary / "vocab.json"))
+    config = GPT2Config(n_vocab, n_ctx=32, n_embd=24, n_head=3, n_layer=2, eos_token=0)
+    model = random_model(config, seed=3, dtype=torch.float32)
     save_model(model, tmp_path, small_vocabulary)
     tokenizer = load_tokenizer(tmp_path)
     prompt = "The Vaults is"
     written = list(generate(model, tokenizer.encode_ordinary(prompt), 8))
-    result = run_python("gpt2.py", "--model", tmp_path, "--max-new-tokens", 8, "--device", "cpu", prompt)
+    result = run_python("gpt2.py", "--model", tmp_path, "--max-new-tokens", 8, "--device", "cpu",
+                        prompt)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == prompt + tokenizer.decode(written) + "\n" and len(written) > 3
 
@@ -480,8 +574,11 @@ def test_the_command_lists_a_checkpoint(shared):
     assert lines[-1].split() == ["all", "checksums", "are", "right", f"{total:,}"]
 
 
-@pytest.mark.parametrize("arguments", [("gpt2.py", "--model", "gpt3", "Once"), ("prefix.py", "--length", "0"),
-                                       ("tf_checkpoint.py", "nowhere/model.ckpt")])
+@pytest.mark.parametrize("arguments", [
+    ("gpt2.py", "--model", "gpt3", "Once"),
+    ("prefix.py", "--length", "0"),
+    ("tf_checkpoint.py", "nowhere/model.ckpt"),
+])
 def test_a_users_mistake_is_one_line_on_stderr(arguments):
     result = run_python(*arguments)
     assert result.returncode == 1 and result.stdout == ""

@@ -1,0 +1,178 @@
+"""How often E2E sentences leave out a value of their table, or say another one.
+
+    python sentences/slots.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e
+
+counts for each run's outputs, and for the references themselves, the slots that a sentence does not
+mention, those that it contradicts, and the sentences that name the place nearby more than once. A
+value counts as said where one of its phrasings stands in the sentence: rules, not understanding. So
+the references' own figures show what the rules miss, and only differences between rows mean
+something.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
+
+from common import InputError, run_command  # noqa: E402
+from e2e_data import find_data, group_by_table, read_split  # noqa: E402
+
+
+def near(topic, value):
+    """A value within a few words of its topic: "a high rating", "rated 5 out of 5"."""
+    behind = rf"\b({topic})\w*( [^ .]+){{0,5}} ({value})\b"
+    before = rf"\b({value})( [^ .]+){{0,4}} ({topic})"
+    return f"{behind}|{before}"
+
+
+RATING, PRICE = "rat|star|review|customer|scor", "pric|cost|£|range"
+NOT = r"\b(not|n't|no|non|never|isn't|without|unsuitable|adults?[ -]+only)\b"
+CHILDREN = r"(famil|child|kid)"
+NOT_CHILDREN = rf"{NOT}.*{CHILDREN}|{CHILDREN}.*{NOT}"
+THAN = r"( than)?( of)?( £)?"
+CHEAP = r"\bcheap|inexpensive"
+EXPENSIVE = r"\bexpensive|\bpricey"
+
+NAMES = ("name", "near")  # of places; "Raja Indian Cuisine" says nothing about the food
+PHRASINGS = {  # slot -> value -> pattern, for the slots that have few values, in lower case
+    "Type": {
+        "pub": r"\bpub",
+        "restaurant": r"\brestaurant",
+        "coffee shop": r"\b(coffee|caf[eé]\b)",
+    },
+    "food": {
+        "chinese": r"\bchinese\b",
+        "english": r"\benglish|\bbritish",
+        "fast food": r"\bfast food\b",
+        "french": r"\bfrench\b",
+        "indian": r"\bindian\b",
+        "italian": r"\bitalian\b",
+        "japanese": r"\bjapanese|\bsushi",
+    },
+    "area": {
+        "riverside": r"\briver",
+        "city centre": r"\b(city|cent(re|er)|town|downtown)\b",
+    },
+    "family friendly": {
+        "yes": rf"^(?!.*({NOT_CHILDREN})).*{CHILDREN}",
+        "no": rf"{NOT_CHILDREN}|\badults?\b",
+    },
+    "customer rating": {
+        "low": near(RATING, "low|poor|bad|1|one"),
+        "average": near(RATING, "average|moderate|decent|ok|3|three"),
+        "high": near(RATING, "high|highly|excellent|great|good|well|5|five"),
+        "1 out of 5": near(RATING, "1|one|low|poor"),
+        "3 out of 5": near(RATING, "3|three|average|moderate"),
+        "5 out of 5": near(RATING, "5|five|high|excellent|top"),
+    },
+    "price": {
+        "cheap": rf"{CHEAP}|affordable|" + near(PRICE, "low|less"),
+        "less than £ 20": rf"(less|lower|under|below|no more|not more){THAN} 20|{CHEAP}|"
+                          + near(PRICE, "low"),
+        "moderate": r"\bmoderate|mid(dle)?[ -]|reasonabl|" + near(PRICE, "average|fair"),
+        "£ 20 - 25": r"20( £)?( -| to| and)( £)? 25|\bmoderate",
+        "high": rf"{EXPENSIVE}|" + near(PRICE, "high|higher|30"),
+        "more than £ 30": rf"(more|over|above|greater|upwards){THAN} 30|{EXPENSIVE}|"
+                          + near(PRICE, "high|30"),
+    },
+}
+
+
+def judge(slot, value, sentence):
+    """"said", "missing" or "contradicted": what a sentence does with a value of its table.
+
+    Raises InputError where the value is not one of E2E's.
+
+    >>> judge("area", "riverside", "A pub by the river .")
+    'said'
+    >>> judge("area", "riverside", "A pub .")
+    'missing'
+    >>> judge("area", "riverside", "A pub in the city centre .")
+    'contradicted'
+    """
+    sentence, value = " ".join(sentence.lower().split()), value.lower()
+    if slot in NAMES:
+        return "said" if value in sentence else "missing"
+    patterns = {known.lower(): pattern for known, pattern in PHRASINGS.get(slot, {}).items()}
+    if value not in patterns:
+        raise InputError(f"the rules know E2E's values alone, and not {slot} : {value}")
+    said = [known for known, pattern in patterns.items() if re.search(pattern, sentence)]
+    if value in said:
+        return "said"
+    return "contradicted" if said else "missing"
+
+
+def count(pairs):
+    """Counter of (slot, judgement) over pairs of a table and a sentence."""
+    counts = Counter()
+    for table, sentence in pairs:
+        values = dict(pair.strip().split(" : ", 1) for pair in table.split(" | "))
+        without_names = sentence.lower()
+        for slot in NAMES:
+            if slot in values:
+                without_names = without_names.replace(values[slot].lower(), " ")
+        for slot, value in values.items():
+            counts[slot, judge(slot, value, sentence if slot in NAMES else without_names)] += 1
+    return counts
+
+
+def near_twice(pairs):
+    """The share of sentences that name the place nearby more than once, where the table has one."""
+    times = []
+    for table, sentence in pairs:
+        if place := re.search(r"\bnear : ([^|]*[^| ])", table):
+            times.append(sentence.lower().count(place[1].lower()))
+    return sum(n > 1 for n in times) / len(times)
+
+
+def read_outputs(run, n_tables, data):
+    """The sentences of a run, one for each of the tables. Raises InputError."""
+    path = Path(run) / "outputs.txt"
+    if not path.exists():
+        raise InputError(f"{path} is missing: {run} holds no finished run")
+    outputs = path.read_text(encoding="utf-8").split("\n")[:-1]
+    if len(outputs) != n_tables:
+        raise InputError(f"{path} has {len(outputs)} lines for the {n_tables} tables of {data}")
+    return outputs
+
+
+def share(counts, slot, judgement):
+    """How many of a slot's (None: of all slots') values are judged so, in per cent."""
+    of_slot = {key: n for key, n in counts.items() if slot in (None, key[0])}
+    hits = sum(n for (_, judged), n in of_slot.items() if judged == judgement)
+    return 100 * hits / sum(of_slot.values())
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Values of the tables that sentences leave out, contradict, repeat.")
+    parser.add_argument("runs", nargs="*", metavar="RUN",
+                        help="folders that train.py or describe.py --out wrote")
+    parser.add_argument("--data", default="e2e", metavar="e2e|DIR",
+                        help="the data set (default: e2e)")
+    args = parser.parse_args()
+    examples = read_split(find_data(args.data), "test")
+    tables = list(group_by_table(examples))
+    said = {run: list(zip(tables, read_outputs(run, len(tables), args.data))) for run in args.runs}
+    said["the references"] = examples
+    rows = {name: count(pairs) for name, pairs in said.items()}
+
+    width = max(map(len, [*rows, "contradicted, %"]))
+    slots = sorted({slot for counts in rows.values() for slot, _ in counts})
+    widths = {slot: max(8, len(slot or "all") + 2) for slot in (None, *slots)}
+    for judgement in ("missing", "contradicted"):
+        heads = "".join(f"{slot or 'all':>{widths[slot]}}" for slot in widths)
+        print(f"\n{judgement + ', %':<{width}}{heads}")
+        for name, counts in rows.items():
+            cells = [f"{share(counts, slot, judgement):>{widths[slot]}.1f}" for slot in widths]
+            print(f"{name:<{width}}" + "".join(cells))
+    print(f"\n{'near twice, %':<{width}}")
+    for name, pairs in said.items():
+        print(f"{name:<{width}}{100 * near_twice(pairs):>8.1f}")
+
+
+if __name__ == "__main__":
+    run_command(main)
