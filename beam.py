@@ -63,19 +63,28 @@ class Search:
 
 @torch.no_grad()
 def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, length_penalty=1.0,
-                banned=(), batch_size=64, progress=False):
+                banned=(), past_lengths=None, batch_size=64, progress=False):
     """The best continuations of each prompt, as Hugging Face's `generate(early_stopping=False)`.
 
-    prompts     lists of tokens, of any lengths; batch_size of them are searched at once
-    past        for each layer (key, value), each [1, n_head, P, head_dim], before every prompt
-    banned      tokens that are never written
-    progress    whether to show a bar on stderr
-    returns     for each prompt, num_beams times Hypothesis(tokens, score), best first
-    Raises InputError where a prompt is empty or too long, or the vocabulary too small for so many
-    beams.
+    prompts       lists of tokens, of any lengths; batch_size of them are searched at once
+    past          for each layer (key, value), each [B, n_head, P, head_dim]: one before every
+                  prompt (B = 1), or a row for each prompt, in the prompts' order
+    past_lengths  for each prompt how much of its past is real, at its end: what stands in front
+                  is padding, as of `stack_pasts`; by default all of it, P
+    banned        tokens that are never written
+    progress      whether to show a bar on stderr
+    returns       for each prompt, num_beams times Hypothesis(tokens, score), best first
+    Raises InputError where a prompt is empty or too long, the pasts are not as many, or the
+    vocabulary is too small for so many beams.
     """
-    P = 0 if past is None else past[0][0].shape[2]
-    check_search(model, prompts, P, num_beams, max_new_tokens, length_penalty, banned)
+    n_pasts, _, P, _ = (1, 0, 0, 0) if past is None else past[0][0].shape
+    past_lengths = past_lengths or [P] * len(prompts)
+    if n_pasts not in (1, len(prompts)):
+        raise InputError(f"the past has {n_pasts} rows, but there are {len(prompts)} prompts: give "
+                         "one row for all, or one for each")
+    if len(past_lengths) != len(prompts) or not all(0 <= length <= P for length in past_lengths):
+        raise InputError(f"past_lengths must be {len(prompts)} numbers, each from 0 to {P}")
+    check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length_penalty, banned)
     if batch_size < 1:
         raise InputError("the number of prompts at once must be at least 1")
     results = [None] * len(prompts)
@@ -85,15 +94,17 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
         for at in range(0, len(prompts), batch_size):
             batch = by_length[at : at + batch_size]
             searches = [Search(number) for number in batch]
-            search_batch(model, [prompts[i] for i in batch], past, searches, num_beams,
-                         max_new_tokens, length_penalty, list(banned), bar)
+            its_past = past if n_pasts == 1 else [(key[batch], value[batch]) for key, value in past]
+            search_batch(model, [prompts[i] for i in batch], its_past,
+                         [past_lengths[i] for i in batch], searches, num_beams, max_new_tokens,
+                         length_penalty, list(banned), bar)
             for search in searches:
                 results[search.number] = search.finished
     return results
 
 
-def check_search(model, prompts, P, num_beams, max_new_tokens, length_penalty, banned):
-    """Raises InputError where such a search, behind P past tokens, is impossible."""
+def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length_penalty, banned):
+    """Raises InputError where such a search, each prompt behind its past, is impossible."""
     if num_beams < 1 or max_new_tokens < 1:
         raise InputError("the numbers of beams and of new tokens must be at least 1")
     # A score must stay a number: a length to this power, times a sum of log-probabilities.
@@ -103,8 +114,8 @@ def check_search(model, prompts, P, num_beams, max_new_tokens, length_penalty, b
     if 2 * num_beams > model.config.n_vocab - len(set(banned)):
         raise InputError(f"{num_beams} beams are too many for {model.config.n_vocab} tokens, of "
                          "which some are banned")
-    room = model.config.n_ctx - P - max_new_tokens + 1  # the last new token is never read
-    for number, prompt in enumerate(prompts, 1):
+    for number, (prompt, P) in enumerate(zip(prompts, past_lengths), 1):
+        room = model.config.n_ctx - P - max_new_tokens + 1  # the last new token is never read
         if not prompt:
             raise InputError(f"prompt {number} is empty")
         if len(prompt) > room:
@@ -112,8 +123,8 @@ def check_search(model, prompts, P, num_beams, max_new_tokens, length_penalty, b
                              f"and {max_new_tokens} new ones there is room for {room}")
 
 
-def search_batch(model, prompts, past, searches, num_beams, max_new_tokens, length_penalty, banned,
-                 bar):
+def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_new_tokens,
+                 length_penalty, banned, bar):
     """Runs `searches` to their ends, one for each of `prompts`.
 
     The beams of a search are so many queries against the keys and values of one row: those of the
@@ -124,15 +135,18 @@ def search_batch(model, prompts, past, searches, num_beams, max_new_tokens, leng
     """
     device = model.wte.weight.device
     P = 0 if past is None else past[0][0].shape[2]
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    past_lengths = torch.tensor(past_lengths, device=device)[:, None]  # [B, 1]
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]  # [B, 1]
     tokens, places = pad(prompts, device)  # [B, T], [N]
-    last = lengths.cumsum(0).to(device) - 1  # [B]: of the N tokens the last of each prompt
-    logits, past = model(tokens, past, places=places, wanted=last, return_past=True)
+    # A past is padded in front, a prompt behind: what is real stands side by side.
+    at = torch.arange(-P, tokens.shape[1], device=device)  # [P + T]; prompts begin at 0
+    mask = ((at >= -past_lengths) & (at < lengths))[:, None]  # [B, beams, P + T]
+    positions = (past_lengths + at[P:]).clamp(max=model.config.n_ctx - 1)  # [B, T]; all real fit
+    last = lengths[:, 0].cumsum(0) - 1  # [B]: of the N tokens the last of each prompt
+    logits, past = model(tokens, past, positions, mask, places, last, return_past=True)
     logits = logits[:, None]  # [B, n_vocab] -> [B, beams, n_vocab]; 1 beam, k from now on
     past = [(Growing(key), Growing(value)) for key, value in past]
-    lengths = lengths.to(device)
-    real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [B, T]
-    mask = torch.cat([real.new_ones(len(prompts), P), real], dim=1)[:, None]  # [B, beams, P + T]
+    positions = past_lengths + lengths  # [B, 1], of what is written next
     own = torch.eye(num_beams, dtype=torch.bool, device=device)  # each sees its own newest token
 
     for length in range(1, max_new_tokens + 1):
@@ -156,7 +170,7 @@ def search_batch(model, prompts, past, searches, num_beams, max_new_tokens, leng
         if not rows:
             break
         if len(rows) < len(searches):
-            searches, lengths = [searches[row] for row in rows], lengths[rows]
+            searches, positions = [searches[row] for row in rows], positions[rows]
             for key, value in past:
                 key.keep(rows)
                 value.keep(rows)
@@ -166,8 +180,8 @@ def search_batch(model, prompts, past, searches, num_beams, max_new_tokens, leng
         mask = torch.cat([mask, own.expand(len(rows), -1, -1)], dim=2)
         newest = [[beam[-1] for beam in search.beams] for search in searches]
         newest = torch.tensor(newest, device=device)  # [B, k]
-        positions = P + lengths[:, None] + length - 1  # [B, 1]
-        logits = model(newest, past, positions=positions, mask=mask)  # [B, k, n_vocab]
+        logits = model(newest, past, positions, mask)  # [B, k, n_vocab]
+        positions = positions + 1
 
 
 def rows_that_stay(grown_from):
@@ -260,10 +274,10 @@ def main():
         past = load_prefix(args.prefix).to(model.wte.weight.device)()
     prompt, banned = encode_table(tokenizer, args.table), banned_tokens(model, tokenizer)
     P = 0 if past is None else past[0][0].shape[2]
-    check_search(model, [prompt], P, args.num_beams, args.max_new_tokens, args.length_penalty,
+    check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,
                  banned)
     search = WatchedSearch(0)
-    search_batch(model, [prompt], past, [search], args.num_beams, args.max_new_tokens,
+    search_batch(model, [prompt], past, [P], [search], args.num_beams, args.max_new_tokens,
                  args.length_penalty, banned, tqdm(disable=True))
     print(f"{args.table}\n\n  sum of log-probabilities, and what was written\n")
     print("\n".join(draw_tree(search, tokenizer)))

@@ -2,7 +2,14 @@
 
     python describe.py RUN "name : Blue Spice | Type : pub"     a sentence for each table given
     python describe.py RUN < tables.txt                         a table a line
+    python describe.py RUN TABLE --with RUN RUN [--pick]        with several prefixes, in one batch
+    python describe.py RUN TABLE --temperature 1 [--seed N]     drawn, not searched
     python describe.py RUN --data e2e                           decodes and scores the test set anew
+
+From a program:
+    from describe import describe_tables, load_run
+    run = load_run("runs/demo")
+    sentences = describe_tables(run, ["name : Blue Spice | Type : pub"])
 """
 
 import argparse
@@ -14,14 +21,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tiktoken
+import torch
 
 import metrics
-from beam import banned_tokens, beam_search
+from beam import banned_tokens, beam_search, check_search
 from common import InputError, run_command, sha256, write_json, write_text
-from e2e_data import (SRC1_NAMES, data_file, encode_table, find_data, group_by_table, is_known,
-                      read_split)
-from gpt2 import GPT2, autocast, load_both, model_folder, pick_device
-from prefix import load_prefix, read_adapter
+from e2e_data import (SRC1_NAMES, data_file, encode_example, encode_table, find_data,
+                      group_by_table, is_known, make_batch, read_split)
+from gpt2 import GPT2, autocast, generate, load_both, model_folder, pick_device
+from prefix import load_prefix, read_adapter, stack_pasts
 from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer, read_settings
 
 DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
@@ -85,15 +93,68 @@ def load_run(source, device="auto", base=None):
     return Run(settings, tokenizer, model, past)
 
 
-def describe_tables(run, tables, decoder, batch_size, progress=True):
+def load_runs(sources, device="auto", base=None):
+    """Prefixes over one base: (one of the runs, {source: past} of all). Raises InputError."""
+    pasts, made_of = {}, set()
+    for source in sources:
+        run = load_run(source, device, base)
+        if len(sources) == 1:
+            return run, {source: run.past}
+        made_of.add((fingerprint_model(run.model), fingerprint_tokenizer(run.tokenizer),
+                     run.settings["dtype"]))
+        if run.past is None or len(made_of) > 1:
+            raise InputError(f"leave out {source}: it is no prefix for the same base and dtype")
+        pasts[source] = run.past
+    return run, pasts
+
+
+def describe_tables(run, tables, decoder=DECODER, batch_size=64, progress=False):
     """The best sentence for each table, in one line. `decoder`: settings as in DECODER."""
-    device = run.model.wte.weight.device
+    found = search_tables(run, tables, run.past, decoder, batch_size, progress=progress)
+    return [sentence for sentence, _ in found]
+
+
+def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
+    """Yields {name: (sentence, score)} for each table, behind each of `pasts`, {name: past}, all in
+    one batch. The model is surest of what it writes where the score is highest."""
+    at_once = max(1, batch_size // len(pasts))
+    for at in range(0, len(tables), at_once):
+        some = tables[at : at + at_once]
+        rows = [table for table in some for _ in pasts]
+        past, past_lengths = stack_pasts([*pasts.values()] * len(some))
+        found = iter(search_tables(run, rows, past, decoder, batch_size, past_lengths))
+        yield from ({name: next(found) for name in pasts} for _ in some)
+
+
+def search_tables(run, tables, past, decoder, batch_size, past_lengths=None, progress=False):
+    """The best (sentence, score) for each table, behind pasts as in `beam_search`."""
     prompts = [encode_table(run.tokenizer, table) for table in tables]
-    with autocast(device, run.settings["dtype"]):
-        found = beam_search(run.model, prompts, run.past, **decoder,
-                            banned=banned_tokens(run.model, run.tokenizer), batch_size=batch_size,
-                            progress=progress)
-    return [" ".join(run.tokenizer.decode(best.tokens).split()) for best, *_ in found]
+    with autocast(run.model.wte.weight.device, run.settings["dtype"]):
+        found = beam_search(run.model, prompts, past, **decoder,
+                            banned=banned_tokens(run.model, run.tokenizer),
+                            past_lengths=past_lengths, batch_size=batch_size, progress=progress)
+    return [(" ".join(run.tokenizer.decode(best.tokens).split()), best.score) for best, *_ in found]
+
+
+def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max_new_tokens"]):
+    """Yields for each table a sentence drawn from the model; at temperature 1 as it says."""
+    banned, generator = banned_tokens(run.model, run.tokenizer), torch.Generator().manual_seed(seed)
+    for table in tables:
+        with autocast(run.model.wte.weight.device, run.settings["dtype"]):
+            tokens = list(generate(run.model, encode_table(run.tokenizer, table), max_new_tokens,
+                                   temperature, generator, banned, run.past))
+        yield " ".join(run.tokenizer.decode(tokens).split())
+
+
+@torch.no_grad()
+def log_probability(run, table, sentence):
+    """log p(sentence and its end | table) in nats, summed over their tokens. What the model reads
+    is " " + table + "<|endoftext|>" + " " + sentence + "<|endoftext|>"."""
+    example = encode_example(run.tokenizer, table, sentence)
+    batch = make_batch([example], run.model.wte.weight.device)
+    with autocast(batch.tokens.device, run.settings["dtype"]):
+        logits = run.model(batch.tokens, run.past, wanted=batch.wanted)  # [M, n_vocab]
+    return logits.float().log_softmax(-1).gather(1, batch.targets[:, None]).sum().item()
 
 
 def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
@@ -105,7 +166,7 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     test_file = data_file(find_data(data), "test")
     groups = group_by_table(read_split(test_file.parent, "test"))
     tables, references = list(groups), list(groups.values())
-    outputs = describe_tables(run, tables, decoder, batch_size)
+    outputs = describe_tables(run, tables, decoder, batch_size, progress=True)
     if out is not None:
         paths = Path(out) / "references.txt", Path(out) / "outputs.txt"
         blocks = ["".join(f"{reference}\n" for reference in group) for group in references]
@@ -157,7 +218,7 @@ def add_decoder_arguments(parser):
 
 def main():
     parser = argparse.ArgumentParser(
-        description="A finished run describes tables, or is scored on a test set.",
+        allow_abbrev=False, description="A run describes tables, or is scored on a test set.",
         epilog='example: python describe.py runs/demo "name : Blue Spice | Type : pub"')
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder that train.py wrote, or a bare model: tiny, "
@@ -166,26 +227,50 @@ def main():
         "without any, and without --data, lines of stdin")
     add("--model", metavar="NAME|DIR",
         help="the base to put a prefix before (default: the one that it was trained on)")
-    add("--data", metavar="e2e|sample|DIR", help="describe and score this data set's test tables")
-    add("--out", metavar="DIR",
-        help="with --data: also write outputs.txt, references.txt and scores.json to a new folder")
+    way = parser.add_mutually_exclusive_group().add_argument
+    way("--data", metavar="e2e|sample|DIR", help="describe and score this data set's test tables")
+    way("--with", dest="others", nargs="+", default=[], metavar="RUN",
+        help="describe each table with these prefixes, too; a line is a run, a tab, its sentence")
+    way("--temperature", type=float, default=0.0, help="draw sentences; 1: as the model says")
+    add("--out", metavar="DIR", help="with --data: keep sentences and scores in this new folder")
+    add("--pick", action="store_true", help="with --with: only the sentence of the surest run")
+    add("--seed", type=int, default=0, metavar="N", help="for drawing (default: %(default)s)")
     add_decoder_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    given = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    for pair in (("--out", "--data"), ("--pick", "--with"), ("--seed", "--temperature")):
+        if given & set(pair) == {pair[0]}:
+            raise InputError(" goes with ".join(pair))
+    if "--temperature" in given and given & {"--num-beams", "--length-penalty"}:
+        raise InputError("--temperature draws: --num-beams and --length-penalty are of the search")
     if args.data and args.tables:
         raise InputError("give either tables or --data")
-    if args.out and not args.data:
-        raise InputError("--out goes with --data")
+    if args.temperature and not 0.01 <= args.temperature <= 100:
+        raise InputError("--temperature must be 0, or from 0.01 to 100")
     decoder = {name: getattr(args, name) for name in DECODER}
     if args.out:  # before any work is done
         check_new(Path(args.out), "the sentences and scores")
-    run = load_run(args.run, args.device, args.model)
+    run, pasts = load_runs([args.run, *args.others], args.device, args.model)
     if args.data:
         with claim(Path(args.out)) if args.out else nullcontext():
             score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
         return
     tables = args.tables or [line.strip() for line in sys.stdin if line.strip()]
-    progress = len(tables) > 20
-    for sentence in describe_tables(run, tables, decoder, args.decode_batch_size, progress):
+    prompts = [encode_table(run.tokenizer, table) for table in tables]
+    longest = max(0 if past is None else past[0][0].shape[2] for past in pasts.values())
+    check_search(run.model, prompts, [longest] * len(prompts), **decoder,
+                 banned=banned_tokens(run.model, run.tokenizer))
+    if args.others:
+        for found in describe_with_each(run, pasts, tables, decoder, args.decode_batch_size):
+            surest = max(found, key=lambda source: found[source][1])
+            for source in [surest] if args.pick else found:
+                print(f"{source}\t{found[source][0]}")
+        return
+    if args.temperature:
+        sentences = draw_sentences(run, tables, args.temperature, args.seed, args.max_new_tokens)
+    else:
+        sentences = describe_tables(run, tables, decoder, args.decode_batch_size, len(tables) > 20)
+    for sentence in sentences:
         print(sentence)
 
 

@@ -221,14 +221,14 @@ class GPT2(nn.Module):
 
 
 @torch.no_grad()
-def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, banned=()):
+def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, banned=(), past=None):
     """Goes on writing after `tokens` (a list): yields token after token, until <|endoftext|>.
 
     temperature 0 takes the likeliest token each time, 1 draws from the model's own distribution.
-    banned tokens are never written.
+    banned tokens are never written. A past, as in `GPT2.forward`, stands before `tokens`.
     """
     device = model.wte.weight.device
-    newest, past = torch.tensor([tokens], device=device), None
+    newest = torch.tensor([tokens], device=device)
     for _ in range(max_new_tokens):
         logits, past = model(newest, past, return_past=True)
         logits[..., list(banned)] = -torch.inf

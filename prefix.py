@@ -88,6 +88,17 @@ def activations(model, tokens):
     return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # Prefix.forward the other way round
 
 
+def stack_pasts(pasts):
+    """(past, past_lengths), for `beam_search`, so that each row of a batch has a prefix of its own:
+    the rows are those of `pasts`, each of batch 1; shorter ones are padded in front."""
+    past_lengths, rows = [past[0][0].shape[2] for past in pasts], []
+    for past, P in zip(pasts, past_lengths):
+        x = torch.stack([torch.stack(pair) for pair in past])  # [n_layer, 2, 1, n_head, P, ...]
+        rows.append(nn.functional.pad(x, (0, 0, max(past_lengths) - P, 0)))
+    x = torch.cat(rows, dim=2)  # -> [n_layer, 2, B, n_head, the longest P, head_dim]
+    return [(key, value) for key, value in x], past_lengths
+
+
 def save_prefix(prefix, folder, base, made_from=None):
     """Writes a prefix as a PEFT adapter; `base` is the name or folder of the model it is for.
 

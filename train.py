@@ -305,7 +305,7 @@ def check_possible(settings, model, tokenizer, encoded):
                          f"{longest} positions, the prefix {P}: more than the {model.config.n_ctx} "
                          f"that {settings.model} has")
     prompts = [prompt for prompt, _ in encoded["test"]]
-    check_search(model, prompts, P, settings.num_beams, settings.max_new_tokens,
+    check_search(model, prompts, [P] * len(prompts), settings.num_beams, settings.max_new_tokens,
                  settings.length_penalty, banned_tokens(model, tokenizer))
     if metrics.meteor_data.find() is None:
         print(metrics.meteor.HOW_TO_GET)
