@@ -8,6 +8,8 @@ name, its value a BundleEntryProto (tensorflow/core/protobuf/tensor_bundle.proto
 """
 
 import argparse
+import math
+import re
 import struct
 from pathlib import Path
 
@@ -28,34 +30,53 @@ def read_tf_checkpoint(prefix):
     for path in (index_path, data_path):
         if not path.exists():
             raise InputError(f"{path} is missing")
-    index = index_path.read_bytes()
     try:
+        index, data_size = index_path.read_bytes(), data_path.stat().st_size
         if index[-8:] != MAGIC:
             raise ValueError("it does not end as a table does")
         footer, at = index[-48:], 0
         _, at = read_varint(footer, at)  # where the meta-index block lies, which is empty
         _, at = read_varint(footer, at)
-        entries = [
-            entry
-            for _, handle in read_block(index, *read_handle(footer, at))  # the index of the index: where blocks lie
-            for entry in read_block(index, *read_handle(handle, 0))
-        ]
+        # The index of the index: where blocks lie.
+        handles = [read_handle(handle, 0) for _, handle in read_block(index, *read_handle(footer, at))]
+        if sum(size for _, size in handles) > len(index):
+            raise ValueError("its blocks overlap")
+        entries = [entry for handle in handles for entry in read_block(index, *handle)]
         variables = [(name.decode(), read_message(value)) for name, value in entries if name]  # "" is a header
-    except (ValueError, IndexError, OverflowError, struct.error) as error:
-        raise InputError(f"{index_path} is damaged ({error}); fetch it again") from None
-    with open(data_path, "rb") as data:
         for name, fields in variables:  # BundleEntryProto: 1 dtype, 2 shape, 4 offset, 5 size, 6 crc32c
             if fields.get(1) != [1]:
                 raise InputError(f"{index_path}: {name} is not of the type float32")
             shape = [read_message(dim).get(1, [0])[0] for dim in read_message(fields.get(2, [b""])[0]).get(2, [])]
+            offset, size = fields.get(4, [0])[0], 4 * math.prod(shape)
+            if fields[5] != [size] or offset + size > data_size:
+                raise InputError(f"{data_path} is too short: {name} is cut off; fetch it again")
             tensor = torch.empty(shape, dtype=torch.float32)
             buffer = memoryview(tensor.view(-1).numpy()).cast("B")
-            data.seek(fields.get(4, [0])[0])
-            if fields.get(5) != [len(buffer)] or data.readinto(buffer) != len(buffer):
-                raise InputError(f"{data_path} is too short: {name} is cut off; fetch it again")
+            with open(data_path, "rb") as data:
+                data.seek(offset)
+                data.readinto(buffer)
             if mask_crc(crc32c.crc32c(buffer)) != fields[6][0]:
                 raise InputError(f"{data_path} is damaged: the checksum of {name} is wrong; fetch it again")
             yield name, tensor
+    except InputError:
+        raise
+    except Exception as error:  # what is wrong may show anywhere, and as nearly any exception
+        raise InputError(f"{index_path} is damaged ({error}); fetch it again") from None
+
+
+def read_openai_weights(folder):
+    """Yields (path, name, tensor) for each variable of OpenAI's checkpoint, under its name in `gpt2.GPT2`.
+
+    model/h0/attn/c_attn/w -> h.0.attn.c_attn.weight, model/wte -> wte.weight
+    """
+    for name, tensor in read_tf_checkpoint(folder / "model.ckpt"):
+        name = name.removeprefix("model/").replace("/", ".")
+        name = re.sub(r"^h(\d+)\.", r"h.\1.", name)
+        name = re.sub(r"\.(w|g)$|(?<=^wte)$|(?<=^wpe)$", ".weight", name)
+        name = re.sub(r"\.b$", ".bias", name)
+        if tensor.dim() == 3 and len(tensor) == 1:  # a convolution of width 1
+            tensor = tensor[0]  # [1, n_in, n_out] -> [n_in, n_out]
+        yield folder / "model.ckpt.index", name, tensor
 
 
 def read_block(table, offset, size):
@@ -67,12 +88,15 @@ def read_block(table, offset, size):
     if compressed:
         raise ValueError("a block is compressed")
     (restarts,) = struct.unpack("<I", block[-4:])
-    at, end, key, pairs = 0, size - 4 - 4 * restarts, b"", []
+    at, end, key, total, pairs = 0, size - 4 - 4 * restarts, b"", 0, []
     while at < end:
         shared, at = read_varint(block, at)
         rest, at = read_varint(block, at)
         length, at = read_varint(block, at)
         key = key[:shared] + block[at : at + rest]
+        total += len(key)
+        if total > 16 * len(block):  # each may repeat the one before and be longer
+            raise ValueError("its keys grow beyond all proportion")
         pairs.append((key, block[at + rest : at + rest + length]))
         at += rest + length
     return pairs
@@ -87,12 +111,13 @@ def read_handle(data, at):
 
 def read_varint(data, at):
     """An integer in groups of seven bits, lowest first; the eighth bit says that more follow: (value, next place)."""
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 64, 7):
         value |= (data[at] & 127) << shift
-        at, shift = at + 1, shift + 7
+        at += 1
         if data[at - 1] < 128:
             return value, at
+    raise ValueError("a number does not end")
 
 
 def read_message(data):
