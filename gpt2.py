@@ -374,7 +374,8 @@ def load_config(source):
                 other_heads and (is_openai or source in SIZES)):
             raise InputError(f"{path} is not that of {name}: {config}; fetch it again")
     if is_openai:
-        index, data = (hugging_face.check_file(folder / name) for name in list(OPENAI_FILES)[3:])
+        index, data = (hugging_face.check_file(folder / f"model.ckpt.{name}")
+                       for name in ("index", "data-00000-of-00001"))
         n_bytes, n_tensors = data.stat().st_size, index.stat().st_size // 16  # an entry has more
         where = f"{index} and {data.name}"
     else:

@@ -112,9 +112,9 @@ def read_tensors(path):
         # weights_only: tensors are read, no pickled code is run.
         tensors = dict(torch.load(path, "cpu", weights_only=True, mmap=is_zip))
         for name, tensor in tensors.items():
-            kind = tensor.layout, tensor.device.type
-            if not isinstance(name, str) or kind != (torch.strided, "cpu"):
-                raise TypeError("not a dictionary of tensors")
+            if not (isinstance(name, str) and torch.is_tensor(tensor)
+                    and tensor.layout == torch.strided and tensor.device.type == "cpu"):
+                raise TypeError(f"{name!r} is no plain tensor")
         if sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
             raise ValueError("its tensors are larger than the file")  # two names may share one
     return tensors, {}

@@ -294,7 +294,7 @@ def open_all(folder):
         model(torch.tensor([tokens[: model.config.n_ctx]]))
 
 
-def fuzz(seed, executions, slow=5.0):
+def fuzz(seed, executions, slow=60):
     """Damages a file `executions` times. Returns (how many opened, how many were refused).
 
     Raises what is no InputError, as an AssertionError that says how to do it again.
@@ -331,7 +331,7 @@ def main():
     parser.add_argument("--executions", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    opened, refused = fuzz(args.seed, args.executions, slow=60)
+    opened, refused = fuzz(args.seed, args.executions)
     print(f"{opened} opened whole, {refused} were refused in one sentence")
 
 
