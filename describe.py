@@ -28,7 +28,7 @@ from beam import banned_tokens, beam_search, check_search
 from common import InputError, run_command, sha256, write_json, write_text
 from e2e_data import (SRC1_NAMES, data_file, encode_example, encode_table, find_data,
                       group_by_table, is_known, make_batch, read_split)
-from gpt2 import GPT2, autocast, generate, load_both, model_folder, pick_device
+from gpt2 import GPT2, NAMES, autocast, generate, load_both, model_folder, pick_device
 from prefix import load_prefix, read_adapter, stack_pasts
 from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer, read_settings
 
@@ -68,7 +68,9 @@ def load_run(source, device="auto", base=None):
             raise InputError(f"{folder} has no {weights}: its training has not ended; go on with "
                              "train.py --resume")
     elif (folder / "adapter_config.json").exists():
-        settings |= {"mode": "prefix", "model": read_adapter(folder)["base_model_name_or_path"]}
+        named = str(read_adapter(folder)["base_model_name_or_path"])
+        hub_name = named.removeprefix("openai-community/")  # where Hugging Face has OpenAI's
+        settings |= {"mode": "prefix", "model": hub_name if hub_name in NAMES else named}
     if settings["mode"] != "prefix":
         if base is not None:
             raise InputError(f"{source} is a whole model, to which no other base can be given")
@@ -77,6 +79,11 @@ def load_run(source, device="auto", base=None):
 
     named = base or settings["model"]
     settings["model"] = str(named)
+    try:
+        model_folder(named)
+    except InputError as error:
+        raise InputError(f"{folder} needs the base that it was trained on: {error}; give it with "
+                         "--model") from None
     model, tokenizer = load_both(named, pick_device(device))
     prefix = load_prefix(folder).to(model.wte.weight.device)
     for name in ("n_layer", "n_head", "n_embd"):

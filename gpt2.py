@@ -9,23 +9,19 @@ a beam that goes on are all such pasts, and there is no other path.
 
 import argparse
 import codecs
-import json
 import math
 import re
-import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import ROOT, InputError, download, read_json, run_command, write_aside, write_json
-from tf_checkpoint import read_tf_checkpoint
+import hugging_face
+from common import ROOT, InputError, download, read_json, run_command
+from tf_checkpoint import read_openai_weights
 
 # --------------------------------------------------------------------------------------------------
 # The model
@@ -355,15 +351,41 @@ def model_folder(source):
 
 
 def load_config(source):
-    """The GPT2Config of a folder or a name. Raises InputError where it is of another model."""
+    """The GPT2Config of a folder or a name. Raises InputError where it is of another model, or asks
+    for more than its weights hold: sizes are believed once they fit, before they are used."""
     folder = model_folder(source)
-    if (folder / "config.json").exists():
-        return read_hugging_face_config(folder)
-    if (folder / "hparams.json").exists():
-        names = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
-        return read_config(folder / "hparams.json", names)
-    raise InputError(f"{folder} holds no model: neither config.json (Hugging Face) nor "
-                     "hparams.json (OpenAI)")
+    is_openai = not (folder / "config.json").exists()
+    path = folder / ("hparams.json" if is_openai else "config.json")
+    if not path.exists():
+        raise InputError(f"{folder} holds no model: neither config.json (Hugging Face) nor "
+                         "hparams.json (OpenAI)")
+    values = read_json(path) if is_openai else hugging_face.read_config(path)
+    names = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
+    if missing := [name for name in names if name not in values]:
+        raise InputError(f"{path}: {', '.join(missing)} is missing")
+    try:
+        config = GPT2Config(*(values[name] for name in names), values.get("eos_token"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    for name, size in SIZES.items():  # a wrong number of heads shows nowhere else
+        same_shape = (config.n_embd, config.n_layer) == (size.n_embd, size.n_layer)
+        other_heads = same_shape and config.n_head != size.n_head
+        if is_openai and source == name and config != size or (
+                other_heads and (is_openai or source in SIZES)):
+            raise InputError(f"{path} is not that of {name}: {config}; fetch it again")
+    if is_openai:
+        index, data = (hugging_face.check_file(folder / f"model.ckpt.{name}")
+                       for name in ("index", "data-00000-of-00001"))
+        n_bytes, n_tensors = data.stat().st_size, index.stat().st_size // 16  # an entry has more
+        where = f"{index} and {data.name}"
+    else:
+        sizes = [tensor.nbytes for _, _, tensor in hugging_face.read_weights(folder)]
+        n_bytes, n_tensors, where = sum(sizes), len(sizes), f"the weights in {folder}"
+    count = (config.n_vocab + config.n_ctx + 12 * config.n_layer * config.n_embd) * config.n_embd
+    if 2 * count > n_bytes or 12 * config.n_layer > n_tensors:  # two bytes a number at the least
+        raise InputError(f"{path} asks for more than {where} can hold; one of them is damaged, or "
+                         "of another model")
+    return config
 
 
 def load_model(source, device="cpu", dtype=torch.float32):
@@ -371,126 +393,40 @@ def load_model(source, device="cpu", dtype=torch.float32):
 
     Tensors become the parameters one by one (memory-mapped where the format allows): no second copy
     of the model is ever in memory. Raises InputError where a file is damaged, or a tensor missing,
-    unknown or of another shape.
+    unknown, of another shape, given in two versions, or anything but finite numbers.
     """
     folder, config = model_folder(source), load_config(source)
-    is_hugging_face = (folder / "config.json").exists()
-    tensors = read_hugging_face_tensors(folder) if is_hugging_face else read_openai_tensors(folder)
+    is_openai = not (folder / "config.json").exists()
+    tensors = read_openai_weights(folder) if is_openai else hugging_face.read_weights(folder)
+    weights = {}
+    for path, given, tensor in tensors:
+        name = "wte.weight" if given == "lm_head.weight" else given  # one matrix for both ends
+        tensor = hugging_face.to_numbers(path, given, tensor, device, dtype)
+        if not torch.equal(weights.setdefault(name, tensor), tensor):
+            two = "lm_head.weight differs from wte.weight" if name == "wte.weight" else \
+                f"{name} is given twice and differs"
+            raise InputError(f"{path}: {two}, but GPT-2 has one such matrix")
     with torch.device("meta"):  # shapes without memory
         model = GPT2(config)
     parameters = dict(model.named_parameters())
-    weights, output = {}, None
-    for name, tensor in tensors:
-        if name == "lm_head.weight":
-            output = tensor
-        elif name not in parameters:
+    for name, tensor in weights.items():
+        if name not in parameters:
             raise InputError(
                 f"{folder}: the tensor {name} is not part of a GPT-2 of {config.n_layer} layers")
-        elif tensor.shape != parameters[name].shape:
+        if tensor.shape != parameters[name].shape:
             raise InputError(f"{folder}: {name} has the shape {list(tensor.shape)}, but the "
                              f"configuration asks for {list(parameters[name].shape)}")
-        else:
-            weights[name] = tensor.to(device, dtype)
     if missing := sorted(parameters.keys() - weights.keys()):
         more = " ..." if len(missing) > 3 else ""
         raise InputError(f"{folder}: the weights lack {', '.join(missing[:3])}{more}")
-    if output is not None and not torch.equal(output.to(device, dtype), weights["wte.weight"]):
-        raise InputError(f"{folder}: lm_head.weight differs from wte.weight, but GPT-2 uses one "
-                         "matrix for both")
     model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
-def read_config(path, names):
-    """A GPT2Config from the values that stand in a JSON file under `names`."""
-    values = read_json(path)
-    if missing := [name for name in names if name not in values]:
-        raise InputError(f"{path}: {', '.join(missing)} is missing")
-    try:
-        return GPT2Config(*(values[name] for name in names), eos_token=values.get("eos_token_id"))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def read_hugging_face_config(folder):
-    """The configuration of a Hugging Face folder. Raises InputError for other architectures."""
-    path = folder / "config.json"
-    config = read_config(path, ("vocab_size", "n_positions", "n_embd", "n_head", "n_layer"))
-    values = read_json(path)
-    only = {  # what this GPT-2 always does: OpenAI's choices, and Hugging Face's defaults
-        "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-        "n_inner": None, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False, "tie_word_embeddings": True,
-    }
-    for name, value in only.items():
-        allowed = (value, 4 * config.n_embd) if name == "n_inner" else (value,)
-        if values.get(name, value) not in allowed:
-            raise InputError(f"{path}: {name} is {values[name]!r}, but only {value!r} is supported")
-    return config
-
-
-def read_hugging_face_tensors(folder):
-    """Yields (name, tensor) for each weight of a Hugging Face folder, memory-mapped."""
-    if (path := folder / "model.safetensors").exists():
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except safetensors.SafetensorError as error:
-            raise InputError(f"{path} is damaged ({error}); fetch it again") from None
-    elif (path := folder / "pytorch_model.bin").exists():
-        try:
-            # weights_only: tensors are read, no pickled code is run. Files from before PyTorch 1.6
-            # are not zip archives and cannot be memory-mapped.
-            tensors = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            for name, tensor in tensors.items():
-                if not (isinstance(name, str) and torch.is_tensor(tensor)):
-                    raise TypeError("not a dictionary of tensors")
-        except Exception as error:  # a damaged file ends torch.load in nearly any exception
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{path} is damaged, or holds more than tensors ({reason}); "
-                             "fetch it again") from None
-    else:
-        raise InputError(
-            f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin")
-    for name, tensor in tensors.items():
-        name = name.removeprefix("transformer.")
-        if not name.endswith((".attn.bias", ".attn.masked_bias")):  # old versions' causal mask
-            yield name, tensor
-
-
-def read_openai_tensors(folder):
-    """Yields (name, tensor) for each variable of OpenAI's checkpoint, under its name in `GPT2`.
-
-    model/h0/attn/c_attn/w -> h.0.attn.c_attn.weight, model/wte -> wte.weight
-    """
-    for name, tensor in read_tf_checkpoint(folder / "model.ckpt"):
-        name = name.removeprefix("model/").replace("/", ".")
-        name = re.sub(r"^h(\d+)\.", r"h.\1.", name)
-        name = re.sub(r"\.(w|g)$|(?<=^wte)$|(?<=^wpe)$", ".weight", name)
-        name = re.sub(r"\.b$", ".bias", name)
-        yield name, tensor[0] if tensor.dim() == 3 else tensor  # [1, n_in, n_out] -> [n_in, n_out]
-
-
 def save_model(model, folder, vocabulary, dtype=torch.float32):
-    """Writes `model` as a Hugging Face folder, with the vocabulary of the model `vocabulary`."""
-    folder, config = Path(folder), model.config
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        tensors[f"transformer.{name}"] = tensor.to("cpu", dtype)
-    with write_aside(folder / "model.safetensors") as path:
-        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-    for path, name in zip(vocabulary_files(vocabulary), ("vocab.json", "merges.txt")):
-        with write_aside(folder / name) as aside:
-            shutil.copyfile(path, aside)
-    values = {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
-        "activation_function": "gelu_new", "vocab_size": config.n_vocab,
-        "n_positions": config.n_ctx, "n_embd": config.n_embd, "n_head": config.n_head,
-        "n_layer": config.n_layer, "bos_token_id": config.eos_token,
-        "eos_token_id": config.eos_token, "layer_norm_epsilon": 1e-5, "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "dtype": str(dtype).removeprefix("torch."),
-    }
-    write_json(folder / "config.json", values)
+    """Writes `model` as a Hugging Face folder, with the tokenizer of the model `vocabulary`."""
+    tensors = {name: tensor.to("cpu", dtype) for name, tensor in model.state_dict().items()}
+    hugging_face.write_folder(Path(folder), model.config, tensors, model_folder(vocabulary))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -499,68 +435,43 @@ def save_model(model, folder, vocabulary, dtype=torch.float32):
 
 # Text is first cut into words, each with the blank before it; only inside them are bytes merged
 # (OpenAI's encoder.py).
+END = "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def vocabulary_files(source):
-    """A model's two vocabulary files, under OpenAI's or Hugging Face's names: (ids, merges)."""
-    folder = model_folder(source)
-    for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if all((folder / name).exists() for name in names):
-            return tuple(folder / name for name in names)
-    raise InputError(f"{folder} holds no tokenizer: neither vocab.json and merges.txt nor "
-                     "encoder.json and vocab.bpe")
+class Tokenizer(tiktoken.Encoding):
+    """Byte-level BPE, around the tokens that were added to its vocabulary."""
+
+    def encode_ordinary(self, text):
+        """The tokens of a text. An added token in it is one, but <|endoftext|> is only letters: no
+        line of data ends the text that it is part of."""
+        return self.encode_around(text, self.special_tokens_set - {END})
+
+    def encode(self, text, *, allowed_special=frozenset(), **options):
+        """The tokens of a text; with allowed_special="all" <|endoftext|> in it is one as well."""
+        if allowed_special == "all":
+            return self.encode_around(text, self.special_tokens_set)
+        return super().encode(text, allowed_special=allowed_special, **options)
+
+    def encode_around(self, text, added):
+        """As transformers: of those that begin at one place, the longest is taken."""
+        longest_first = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
+        parts = re.split(f"({longest_first})", text) if added else [text]
+        tokens = super().encode_ordinary(parts[0])
+        for token, part in zip(parts[1::2], parts[2::2]):
+            tokens += [self.encode_single_token(token), *super().encode_ordinary(part)]
+        return tokens
 
 
 def load_tokenizer(source):
-    """The byte-level BPE of a folder or a name, from the folder's own two files.
+    """The byte-level BPE of a folder or a name, from the folder's own files.
 
     tiktoken merges the pair whose product has the lowest id; that is byte-level BPE where the ids
     follow the order of the merges, which is checked. `encode_ordinary(text)` -> ids, `decode(ids)`
     -> text, `eot_token` is <|endoftext|>.
     """
-    ids_path, merges_path = vocabulary_files(source)
-    ids = read_json(ids_path)
-    special = {text: ids[text] for text in ("<|endoftext|>",) if text in ids}
-    if not special:
-        raise InputError(f"{ids_path}: <|endoftext|> is missing")
-    are_ids = all(type(i) is int and i >= 0 for i in ids.values())
-    if not are_ids or len(set(ids.values())) < len(ids):
-        raise InputError(f"{ids_path}: the ids must be whole numbers, each another one")
-    byte_of = bytes_of_characters()
-    try:
-        ranks = {
-            bytes(byte_of[c] for c in text): i for text, i in ids.items() if text not in special
-        }
-    except KeyError as error:
-        raise InputError(f"{ids_path}: {error} is not one of the 256 characters that stand for "
-                         "bytes") from None
-    if not all(bytes([byte]) in ranks for byte in range(256)):
-        raise InputError(f"{ids_path}: some of the 256 bytes have no token")
-    lines = merges_path.read_text(encoding="utf-8", errors="replace").splitlines()
-    last = -1
-    for number, line in enumerate(lines, 1):
-        if number == 1 and line.startswith("#version") or not line:
-            continue
-        merged = ids.get(line.replace(" ", "", 1), -1)
-        if merged <= last:
-            raise InputError(f"{merges_path}, line {number}: the ids in {ids_path.name} do not "
-                             "follow the merges")
-        last = merged
-    return tiktoken.Encoding(
-        str(ids_path), pat_str=WORDS, mergeable_ranks=ranks, special_tokens=special)
-
-
-def bytes_of_characters():
-    """{character: byte} of the vocabulary files.
-
-    A printable byte is itself, the others are U+0100, U+0101, ...
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1),
-                 *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {chr(byte): byte for byte in printable}
-    return characters | {chr(256 + i): byte for i, byte in enumerate(others)}
+    path, ranks, added = hugging_face.read_vocabulary(model_folder(source), END)
+    return Tokenizer(str(path), pat_str=WORDS, mergeable_ranks=ranks, special_tokens=added)
 
 
 # --------------------------------------------------------------------------------------------------

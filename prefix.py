@@ -8,13 +8,13 @@ Each layer of the frozen GPT-2 has its own. They are all that is learnt.
 import argparse
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from common import InputError, read_json, run_command, write_aside, write_json
 from gpt2 import GPT2, SIZES, GPT2Config
+from hugging_face import check_file, read_tensors, to_numbers
 
 FORMS = {
     "network": "made by one network for all layers (section 4.3)",
@@ -121,7 +121,7 @@ def save_prefix(prefix, folder, base, made_from=None):
 def read_adapter(folder):
     """What adapter_config.json says of a prefix. Raises InputError where it is of another kind."""
     path = Path(folder) / "adapter_config.json"
-    values = read_json(path)
+    values = read_json(check_file(path))
     if values.get("peft_type") != "PREFIX_TUNING":
         raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}, but only "
                          "'PREFIX_TUNING' is supported")
@@ -135,26 +135,26 @@ def read_adapter(folder):
 def load_prefix(folder):
     """The prefix of a PEFT adapter folder, in its direct form; `made_from` says with what it was
     trained, where it is known. Raises InputError where the folder holds none."""
-    values, path = read_adapter(folder), Path(folder) / "adapter_model.safetensors"
+    folder, values = Path(folder), read_adapter(folder)
     length, n_embd, n_layer, n_head = (values[name] for name in (
         "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"))
     try:  # of a model's configuration, what a prefix depends on
         config = GPT2Config(n_vocab=1, n_ctx=1, n_embd=n_embd, n_head=n_head, n_layer=n_layer)
     except InputError as error:
         raise InputError(f"{folder}/adapter_config.json: {error}") from None
-    if not path.exists():
-        raise InputError(f"{path} is missing")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            key_values, made_from = file.get_tensor("prompt_embeddings"), file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is damaged, or holds no prompt_embeddings ({error})") from None
-    if key_values.shape != (length, n_layer * 2 * n_embd):
+    path = folder / "adapter_model.safetensors"
+    if not path.exists() and (folder / "adapter_model.bin").exists():
+        path = folder / "adapter_model.bin"
+    tensors, made_from = read_tensors(path)
+    if tensors.keys() != {"prompt_embeddings"}:
+        raise InputError(f"{path} holds {', '.join(sorted(tensors)[:3]) or 'nothing'}, but a prefix "
+                         "is prompt_embeddings alone")
+    # Whatever made it, PEFT saves what came out of it: the keys and values themselves.
+    key_values, shape = tensors["prompt_embeddings"], (length, n_layer * 2 * n_embd)
+    if key_values.shape != shape or not length:
         raise InputError(f"{path}: prompt_embeddings has the shape {list(key_values.shape)}, but "
-                         f"adapter_config.json asks for {[length, n_layer * 2 * n_embd]}")
-    if not key_values.is_floating_point() or not key_values.isfinite().all():
-        raise InputError(f"{path}: prompt_embeddings holds what is no finite number")
+                         f"adapter_config.json asks for {list(shape)}")
+    key_values = to_numbers(path, "prompt_embeddings", key_values)
     prefix = Prefix(config, length, form="direct", start=key_values)
     prefix.made_from = made_from
     return prefix

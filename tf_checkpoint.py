@@ -9,6 +9,8 @@ other; the index says where each of them lies. It is a table in LevelDB's format
 """
 
 import argparse
+import math
+import re
 import struct
 from pathlib import Path
 
@@ -32,22 +34,43 @@ def read_tf_checkpoint(checkpoint):
         if not path.exists():
             raise InputError(f"{path} is missing")
     try:
-        entries = read_entries(index_path.read_bytes())
-    except (ValueError, IndexError, OverflowError, struct.error) as error:
-        raise InputError(f"{index_path} is damaged ({error}); fetch it again") from None
-    with open(data_path, "rb") as data:
-        for name, entry in entries:  # fields: 1 dtype, 2 shape, 4 offset, 5 size, 6 CRC32C
+        data_size = data_path.stat().st_size
+        for name, entry in read_entries(index_path.read_bytes()):
+            # fields of an entry: 1 dtype, 2 shape, 4 offset, 5 size, 6 CRC32C
             if entry.get(1) != [1]:
                 raise InputError(f"{index_path}: {name} is not of the type float32")
-            tensor = torch.empty(read_shape(entry), dtype=torch.float32)
-            buffer = memoryview(tensor.view(-1).numpy()).cast("B")
-            data.seek(entry.get(4, [0])[0])
-            if entry.get(5) != [len(buffer)] or data.readinto(buffer) != len(buffer):
+            shape, offset = read_shape(entry), entry.get(4, [0])[0]
+            size = 4 * math.prod(shape)
+            if entry[5] != [size] or offset + size > data_size:
                 raise InputError(f"{data_path} is too short: {name} is cut off; fetch it again")
-            if entry.get(6) != [mask_crc(crc32c.crc32c(buffer))]:
+            tensor = torch.empty(shape, dtype=torch.float32)
+            buffer = memoryview(tensor.view(-1).numpy()).cast("B")
+            with open(data_path, "rb") as data:
+                data.seek(offset)
+                data.readinto(buffer)
+            if mask_crc(crc32c.crc32c(buffer)) != entry[6][0]:
                 raise InputError(f"{data_path} is damaged: the checksum of {name} is wrong; fetch "
                                  "it again")
             yield name, tensor
+    except InputError:
+        raise
+    except Exception as error:  # what is wrong may show anywhere, and as nearly any exception
+        raise InputError(f"{index_path} is damaged ({error}); fetch it again") from None
+
+
+def read_openai_weights(folder):
+    """Yields (path, name, tensor) for each variable of OpenAI's checkpoint, named as in `GPT2`.
+
+    model/h0/attn/c_attn/w -> h.0.attn.c_attn.weight, model/wte -> wte.weight
+    """
+    for name, tensor in read_tf_checkpoint(folder / "model.ckpt"):
+        name = name.removeprefix("model/").replace("/", ".")
+        name = re.sub(r"^h(\d+)\.", r"h.\1.", name)
+        name = re.sub(r"\.(w|g)$|(?<=^wte)$|(?<=^wpe)$", ".weight", name)
+        name = re.sub(r"\.b$", ".bias", name)
+        if tensor.dim() == 3 and len(tensor) == 1:  # a convolution of width 1
+            tensor = tensor[0]  # [1, n_in, n_out] -> [n_in, n_out]
+        yield folder / "model.ckpt.index", name, tensor
 
 
 def read_entries(index):
@@ -57,9 +80,11 @@ def read_entries(index):
     footer = index[-48:]
     _, _, at = read_handle(footer, 0)  # where the meta-index lies, which is empty
     offset, size, _ = read_handle(footer, at)  # where the index of the blocks lies
+    places = [read_handle(handle, 0)[:2] for _, handle in read_block(index, offset, size)]
+    if sum(size for _, size in places) > len(index):
+        raise ValueError("its blocks overlap")
     entries = []
-    for _, handle in read_block(index, offset, size):
-        offset, size, _ = read_handle(handle, 0)
+    for offset, size in places:
         for name, entry in read_block(index, offset, size):
             if name:  # "" is a header
                 entries.append((name.decode(), read_message(entry)))
@@ -85,12 +110,15 @@ def read_block(table, offset, size):
         raise ValueError("a block is compressed")
     (restarts,) = struct.unpack("<I", block[-4:])  # places, listed at the end, of whole keys
     end = size - 4 - 4 * restarts
-    at, key, pairs = 0, b"", []
+    at, key, total, pairs = 0, b"", 0, []
     while at < end:
         shared, at = read_varint(block, at)
         rest, at = read_varint(block, at)
         length, at = read_varint(block, at)
         key = key[:shared] + block[at : at + rest]
+        total += len(key)
+        if total > 16 * len(block):  # each may repeat the one before and be longer
+            raise ValueError("its keys grow beyond all proportion")
         at += rest
         pairs.append((key, block[at : at + length]))
         at += length
@@ -109,13 +137,14 @@ def read_varint(data, at):
 
     The eighth bit of a byte says that more follow.
     """
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 64, 7):
         byte = data[at]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        at += 1
         if byte < 128:
             return value, at
+    raise ValueError("a number does not end")
 
 
 def read_message(data):

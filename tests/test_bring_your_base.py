@@ -1,0 +1,382 @@
+"""Whatever transformers and PEFT write for a GPT-2 opens, and means here what it means there."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, assert_close, hugging_face_twin, random_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, pipeline
+
+import beam
+import describe
+import gpt2
+from beam import banned_tokens, beam_search
+from common import InputError
+from describe import describe_tables, load_run
+from gpt2 import GPT2Config, generate, load_both, load_model, load_tokenizer, save_model, tokens_without_text
+from prefix import Prefix, load_prefix, save_prefix
+
+END = "<|endoftext|>"
+ADDED = ["<name>", "</name>", "Zizzi", "Zizzi Cafe", "pu", "<|pad|>"]
+VOCABULARY_FILES = ("vocab.json", "merges.txt")
+
+
+@pytest.fixture(scope="module")
+def base(small_vocabulary, tmp_path_factory):
+    """A folder of a small random GPT-2, as `save_model` writes it; its vocabulary is padded by 20 ids."""
+    folder = tmp_path_factory.mktemp("base")
+    model = random_model(GPT2Config(320, 32, 12, 3, 2, eos_token=0), seed=0, dtype=torch.float32)
+    save_model(model, folder, small_vocabulary)
+    return folder
+
+
+@pytest.fixture
+def folder(base, tmp_path):
+    """A copy of the base that may be changed."""
+    return shutil.copytree(base, tmp_path / "model")
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokenizers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def with_added_tokens(base, folder, form):
+    """A copy of the base to whose tokenizer ADDED was added, in a form that transformers writes."""
+    shutil.copytree(base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(ADDED[:-1])
+    tokenizer.add_special_tokens({"pad_token": ADDED[-1]})
+    if form.startswith("tokenizer.json"):
+        tokenizer.save_pretrained(folder)
+        for name in VOCABULARY_FILES:  # transformers 4 leaves them beside tokenizer.json
+            if form == "tokenizer.json alone":
+                (folder / name).unlink()
+    else:  # what the slow tokenizers of transformers 4 write
+        added = {text: i for text, i in tokenizer.get_added_vocab().items() if text != END}
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+        if form == "added_tokens.json and its flags":
+            flags = {str(i): {"content": text, "lstrip": False, "rstrip": False, "single_word": False,
+                              "normalized": text not in (END, ADDED[-1]), "special": text in (END, ADDED[-1])}
+                     for text, i in (added | {END: 0}).items()}
+            (folder / "tokenizer_config.json").write_text(json.dumps({
+                "added_tokens_decoder": flags, "add_prefix_space": False, "eos_token": END, "pad_token": ADDED[-1],
+                "tokenizer_class": "GPT2Tokenizer"}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["tokenizer.json alone", "tokenizer.json and others", "added_tokens.json",
+                                        "added_tokens.json and its flags"])
+def tokenizers(request, base, tmp_path_factory):
+    """(ours, Hugging Face's) of a folder with added tokens."""
+    folder = with_added_tokens(base, tmp_path_factory.mktemp("added") / "model", request.param)
+    return load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.sampled_from([*ADDED, END, " ", "\n", " the pub", "é", "pub", "<", "|>", "name>"]) | st.text(
+    max_size=5), max_size=8))
+def test_added_tokens_are_used_as_hugging_face_uses_them(tokenizers, parts):
+    ours, theirs = tokenizers
+    text = "".join(parts)
+    assert ours.encode(text, allowed_special="all") == theirs(text)["input_ids"]
+    assert ours.decode(ours.encode_ordinary(text)) == text
+    if END not in text:
+        assert ours.encode_ordinary(text) == theirs(text)["input_ids"]
+
+
+def test_endoftext_in_the_data_is_letters_also_beside_added_tokens(tokenizers):
+    ours, _ = tokenizers
+    tokens = ours.encode_ordinary(f"<name> The end{END}")
+    (name,) = ours.encode("<name>", allowed_special="all")
+    assert tokens[0] == name and ours.eot_token not in tokens
+
+
+def test_merges_are_pairs_or_texts(base, tmp_path):
+    folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
+    path = folder / "tokenizer.json"
+    before, values = load_tokenizer(folder), json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(values["model"]["merges"][0], list)
+    values["model"]["merges"] = [" ".join(pair) for pair in values["model"]["merges"]]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert load_tokenizer(folder)._mergeable_ranks == before._mergeable_ranks
+
+
+@pytest.mark.parametrize("part, change, named", [
+    ("model", {"type": "WordPiece"}, "type of its model is 'WordPiece', not 'BPE'"),
+    ("model", {"dropout": 0.1}, "dropout of its model is 0.1"),
+    ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix of its model is '</w>'"),
+    ("model", {"ignore_merges": True}, "ignore_merges of its model is True"),
+    ("normalizer", {"type": "NFC"}, "type of its normalizer is 'NFC'"),
+    ("pre_tokenizer", {"type": "Whitespace"}, "type of its pre_tokenizer is 'Whitespace', not 'ByteLevel'"),
+    ("pre_tokenizer", {"add_prefix_space": True}, "add_prefix_space of its pre_tokenizer is True"),
+    ("pre_tokenizer", {"use_regex": False}, "use_regex of its pre_tokenizer is False"),
+    ("decoder", {"type": "WordPiece"}, "type of its decoder is 'WordPiece'"),
+    ("post_processor", {"special_tokens": {END: {}}}, "special_tokens of its post_processor"),
+    ("added_tokens", {"lstrip": True}, "lstrip of its token '<name>' is not supported"),
+    ("added_tokens", {"id": 5}, "'<name>' is empty or has two ids|ids must be whole numbers, each another one"),
+    ("added_tokens", {"content": ""}, "'' is empty"),
+])
+def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(base, tmp_path, part, change, named):
+    folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if part == "added_tokens":
+        next(entry for entry in values[part] if entry["content"] == "<name>").update(change)
+    else:
+        values[part] = (values[part] or {}) | change
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"tokenizer\.json.*({named})"):
+        load_tokenizer(folder)
+
+
+def test_a_word_of_the_vocabulary_that_no_merge_makes_is_not_used(folder):
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    change_json(folder / "vocab.json", Zqzq=len(ids))
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.encode_ordinary("Zqzq") == theirs("Zqzq")["input_ids"] and len(ids) not in ours.encode_ordinary("Zqzq")
+    assert len(ids) in tokens_without_text(load_model(folder), ours)
+
+
+def test_ids_without_a_text_are_never_written_and_added_tokens_may_be(base, tmp_path):
+    folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
+    model, tokenizer = load_both(folder)
+    known = len(AutoTokenizer.from_pretrained(folder))
+    banned = tokens_without_text(model, tokenizer)
+    assert banned == list(range(known, model.config.n_vocab)) and len(banned) == 15
+    with torch.no_grad():  # the padding is what the model would like best
+        model.wte.weight[:] *= 0.01
+        model.wte.weight[known:] = 5 * model.ln_f.bias
+        model.ln_f.weight[:] *= 0.01
+    prompts = [[5, 6, 7], [9]]
+    assert next(generate(model, prompts[0], 1)) >= known
+    assert all(token < known for token in generate(model, prompts[0], 9, banned=banned))
+    found = beam_search(model, prompts, num_beams=3, max_new_tokens=5, banned=banned_tokens(model, tokenizer))
+    written = [token for hypotheses in found for hypothesis in hypotheses for token in hypothesis.tokens]
+    assert written and max(written) < known
+
+
+def test_the_vocabulary_of_another_model_is_refused_by_every_command(folder, monkeypatch):
+    (folder / "config.json").write_text((ROOT / "models" / "tiny" / "config.json").read_text())
+    shutil.copyfile(ROOT / "models" / "tiny" / "model.safetensors", folder / "model.safetensors")
+    for main, arguments in ((gpt2.main, ["--model", folder, "the"]), (describe.main, [folder, "name : Cocum"]),
+                            (beam.main, ["--model", folder])):
+        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments), "--device", "cpu"])
+        with pytest.raises(InputError, match=f"{folder}: .* of different models"):
+            main()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights and configuration
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def same_logits(folder, twin):
+    tokens = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert_close(load_model(folder, dtype=torch.float64)(tokens), twin.double()(tokens).logits)
+
+
+@pytest.fixture(params=["safetensors", "bin"])
+def sharded(request, folder):
+    """A folder in shards, and the same model as transformers reads it."""
+    twin = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    if request.param == "safetensors":
+        twin.save_pretrained(folder, max_shard_size="8KB")
+    else:
+        tensors, weight_map = dict(twin.state_dict()), {}
+        for number in range(3):
+            name = f"pytorch_model-{number + 1:05}-of-00003.bin"
+            own = {key: tensors[key].clone() for key in list(tensors)[number::3]}
+            torch.save(own, folder / name)
+            weight_map |= dict.fromkeys(own, name)
+        index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder, twin
+
+
+def shards_of(folder):
+    return sorted(path for path in folder.iterdir() if "-of-" in path.name)
+
+
+def test_shards_are_read_by_their_index(sharded):
+    folder, twin = sharded
+    assert len(shards_of(folder)) >= 3
+    same_logits(folder, twin)
+
+
+def test_a_missing_shard_is_named(sharded):
+    folder, _ = sharded
+    shards_of(folder)[1].unlink()
+    with pytest.raises(InputError, match=f"{re.escape(str(shards_of(folder)[0])[:-26])}.* is missing"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.bin", "..", "", 5, ["a"], None])
+def test_a_shard_outside_the_folder_is_refused(sharded, name):
+    folder, _ = sharded
+    (index,) = folder.glob("*.index.json")
+    values = json.loads(index.read_text())
+    values["weight_map"]["transformer.wpe.weight"] = name
+    index.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=re.escape(index.name)):
+        load_model(folder)
+
+
+def rewrite(path, change):
+    """Saves the tensors of a .safetensors file after a change to their dictionary."""
+    import safetensors.torch
+
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_tensor_in_two_shards_must_be_the_same(folder):
+    twin = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    twin.save_pretrained(folder, max_shard_size="8KB")
+    first, *_, last = shards_of(folder)
+    twice = twin.transformer.wpe.weight.detach().clone()
+    for path in (first, last):
+        rewrite(path, lambda tensors: tensors.update({"transformer.wpe.weight": twice}))
+    same_logits(folder, twin)
+    rewrite(last, lambda tensors: tensors.update({"transformer.wpe.weight": twice + 1}))
+    with pytest.raises(InputError, match="wpe.weight is given twice and differs"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight", "both"])
+def test_one_of_the_two_tied_matrices_is_enough(folder, kept):
+    twin = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+
+    def change(tensors):
+        matrix = tensors.pop("transformer.wte.weight")
+        names = ("lm_head.weight", "transformer.wte.weight") if kept == "both" else (kept,)
+        tensors.update({name: matrix.clone() for name in names})
+
+    rewrite(folder / "model.safetensors", change)
+    same_logits(folder, twin)
+
+
+def test_a_list_of_one_end_token_is_that_token_and_several_are_refused(folder):
+    change_json(folder / "config.json", eos_token_id=[0])
+    assert load_both(folder)[0].config.eos_token == 0
+    for value in ([0, 1], [], ["0"], "0", True, 0.0, {"a": 0}):
+        change_json(folder / "config.json", eos_token_id=value)
+        with pytest.raises(InputError, match=r"config\.json.*eos_token_id is .* must be a single token"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.json", "merges.txt"])
+def test_a_git_lfs_pointer_is_called_one(folder, name):
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548118077\n")
+    with pytest.raises(InputError, match=f"{re.escape(name)} is a Git LFS pointer, not the file: run git lfs pull"):
+        load_both(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is written opens in transformers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["vocab.json", "tokenizer.json alone", "added_tokens.json and its flags"])
+def test_a_fine_tuned_model_opens_in_transformers_as_it_is(base, tmp_path, form):
+    source = base if form == "vocab.json" else with_added_tokens(base, tmp_path / "base", form)
+    model, tokenizer = load_both(source)
+    with torch.no_grad():  # a model that ends after a while, and never writes what has no text
+        model.wte.weight[len(AutoTokenizer.from_pretrained(source)) :] = -model.ln_f.bias
+        model.wpe.weight[9:] = 30 * model.wte.weight[0]
+        model.ln_f.bias[:] += model.wte.weight[0]
+    run = tmp_path / "run"
+    save_model(model, run, source)
+    text = "The Vaults <name> is"
+    theirs = AutoTokenizer.from_pretrained(run)
+    assert theirs(text)["input_ids"] == tokenizer.encode_ordinary(text)
+    twin = AutoModelForCausalLM.from_pretrained(run)
+    prompt = theirs("The pub", return_tensors="pt")
+    written = twin.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
+    ours = list(generate(model, tokenizer.encode_ordinary("The pub"), 20))
+    assert written == ours + [tokenizer.eot_token] and len(written) < 20
+    (result,) = pipeline("text-generation", str(run))("The pub", max_new_tokens=20, do_sample=False)
+    assert result["generated_text"] == "The pub" + tokenizer.decode(ours)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prefixes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("is_safe", [True, False])
+def test_a_prefix_that_peft_saved_describes_as_it_does_in_peft(base, tmp_path, projection, is_safe):
+    twin = GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32)
+    peft_model = get_peft_model(twin, PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=7, prefix_projection=projection))
+    with torch.no_grad():
+        for parameter in peft_model.prompt_encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    peft_model.save_pretrained(tmp_path, safe_serialization=is_safe)
+    assert (tmp_path / "adapter_model.bin").exists() is not is_safe
+    run = load_run(tmp_path, "cpu")
+    assert run.settings["mode"] == "prefix" and run.settings["model"] == str(base)
+    tokens = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(1))
+    truth = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32), tmp_path)
+    with torch.no_grad():
+        assert_close(run.model(tokens, run.past), truth(tokens).logits, 1e-4)
+    assert describe_tables(run, ["name : Cocum"], {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 5}, 1)
+
+
+@pytest.fixture
+def adapter(base, tmp_path):
+    """A prefix of ours for the base."""
+    save_prefix(Prefix(load_model(base).config, 3, form="direct"), tmp_path / "adapter", base)
+    return tmp_path / "adapter"
+
+
+def test_a_prefix_of_ours_opens_by_its_folder_alone(adapter, base):
+    assert load_run(adapter, "cpu").settings["model"] == str(base)
+    assert not (adapter / "run.json").exists()
+
+
+def test_a_base_that_is_not_there_is_to_be_given(adapter, base):
+    for name in ("nowhere/gpt2-medium", None, 5):
+        change_json(adapter / "adapter_config.json", base_model_name_or_path=name)
+        with pytest.raises(InputError, match=f"{adapter} needs the base .*{name}.* give it with --model"):
+            load_run(adapter, "cpu")
+        assert load_run(adapter, "cpu", str(base)).settings["model"] == str(base)
+
+
+def test_openais_names_on_the_hub_are_ours(adapter, base, monkeypatch):
+    asked = []
+    monkeypatch.setattr(describe, "model_folder", lambda source: asked.append(source) or adapter)
+    monkeypatch.setattr(describe, "load_both", lambda source, device: asked.append(source) or load_both(base, device))
+    for name in ("openai-community/gpt2-medium", "gpt2-medium"):
+        change_json(adapter / "adapter_config.json", base_model_name_or_path=name)
+        assert load_run(adapter, "cpu").settings["model"] == "gpt2-medium"
+        assert set(asked) == {adapter, "gpt2-medium"}
+
+
+def test_an_adapter_that_holds_more_than_a_prefix_is_refused(adapter):
+    rewrite(adapter / "adapter_model.safetensors", lambda tensors: tensors.update(wte=torch.ones(2)))
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors holds prompt_embeddings, wte, but a prefix is"):
+        load_prefix(adapter)
+
+
+def test_a_prefix_fits_hugging_faces_twin_of_the_base(adapter, base):
+    twin = hugging_face_twin(load_model(base, dtype=torch.float64))
+    truth = PeftModel.from_pretrained(twin, adapter).double()
+    tokens = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        ours = load_model(base, dtype=torch.float64)(tokens, load_prefix(adapter).double()())
+        assert_close(ours, truth(tokens).logits)
