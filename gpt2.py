@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import ROOT, InputError, download, read_json, run_command, write_aside, write_json
+from common import ROOT, InputError, read_json, run_command, write_aside, write_json
+from download import download
 from tf_checkpoint import read_tf_checkpoint
 
 # --------------------------------------------------------------------------------------------------
@@ -327,8 +328,11 @@ class Growing:
 # --------------------------------------------------------------------------------------------------
 
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-OPENAI_FOLDERS = {
-    "gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"
+OPENAI_FOLDERS = {  # and the bytes of their weights: a float32 for each parameter
+    "gpt2": ("124M", 497_759_232),
+    "gpt2-medium": ("355M", 1_419_292_672),
+    "gpt2-large": ("774M", 3_096_120_320),
+    "gpt2-xl": ("1558M", 6_230_444_800),
 }
 OPENAI_FILES = {  # with the SHA-256s that are the same for all sizes
     "hparams.json": None,
@@ -344,10 +348,12 @@ def model_folder(source):
     """The folder of a model: `source` itself, or models/NAME, downloaded on first use."""
     folder = ROOT / "models" / source if source in NAMES else Path(source)
     if source in OPENAI_FOLDERS and not (folder / "config.json").exists():
+        theirs, n_bytes = OPENAI_FOLDERS[source]
         for name, expected_sha256 in OPENAI_FILES.items():
             if not (folder / name).exists():
-                url = f"{OPENAI_URL}/{OPENAI_FOLDERS[source]}/{name}"
-                download(url, folder / name, expected_sha256)
+                expected_size = n_bytes if ".data-" in name else None
+                download(f"{OPENAI_URL}/{theirs}/{name}", folder / name, expected_sha256,
+                         expected_size)
     if not folder.is_dir():
         raise InputError(
             f"there is no model {str(source)!r}: give a folder or one of {', '.join(NAMES)}")
