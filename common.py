@@ -1,4 +1,4 @@
-"""What the modules share about files: errors of one sentence, files whole or absent, downloads."""
+"""What the modules share about files: errors of one sentence, files whole or absent."""
 
 import hashlib
 import json
@@ -6,12 +6,8 @@ import os
 import re
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-
-from tqdm import tqdm
 
 ROOT = Path(__file__).parent  # where models/ and data/ lie, wherever the command was started
 ASIDE = ".new-"  # folders that begin so hold what is being written
@@ -66,22 +62,26 @@ def printable(text):
 
 @contextmanager
 def write_aside(path):
-    """Gives a path to write to; moves it to `path` after a block without error, and not before.
-
-    What is moved was flushed to the disk, so that a power cut leaves the old file or the new one.
-    It has the permissions of any other new file.
-    """
+    """Gives a path to write to; moves it to `path` after a block without error, and not before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=ASIDE, dir=path.parent) as folder:
         aside = Path(folder) / path.name
         yield aside
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o666 & ~mask)
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        move_into_place(aside, path)
+
+
+def move_into_place(aside, path):
+    """Renames a file that was written aside, with the permissions of any other new file.
+
+    It is flushed to the disk before, so that a power cut leaves the old file or the new one.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    aside.chmod(0o666 & ~mask)
+    with open(aside, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)
     if os.name == "posix":  # the name, too, must reach the disk
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -125,47 +125,3 @@ def sha256(path):
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def download(url, path, expected_sha256=None):
-    """Fetches `url` into `path` with a progress bar; goes on where an interrupted one stopped.
-
-    `path` appears only when the file is complete and, where a hash is expected, right. Raises
-    InputError otherwise; what came lies in `path`.part.
-    """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            if response.status != 206:  # 206: the server sends only the rest
-                have = 0
-            length = response.headers.get("Content-Length")
-            total = have + int(length) if length else None
-            with (
-                open(part, "ab" if have else "wb") as file,
-                tqdm(desc=path.name, total=total, initial=have, unit="B", unit_scale=True) as bar,
-            ):
-                while chunk := response.read(1 << 20):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send: the part is whole, or not of this file
-            part.unlink()
-            return download(url, path, expected_sha256)
-        raise InputError(f"{url} could not be downloaded ({error}); fetch it by hand into "
-                         f"{path.parent}/") from None
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(f"{url} could not be downloaded ({reason}); run the same command again to "
-                         f"go on, or fetch it by hand into {path.parent}/") from None
-    if total is not None and part.stat().st_size != total:
-        raise InputError(f"{url}: the connection closed after {part.stat().st_size:,} of {total:,} "
-                         "bytes; run the same command again to go on")
-    if expected_sha256 is not None and sha256(part) != expected_sha256:
-        part.unlink()
-        raise InputError(f"{url}: what was downloaded is not the known file (its SHA-256 differs); "
-                         "try again later")
-    os.replace(part, path)

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hugging_face
-from common import ROOT, InputError, download, read_json, run_command
+from common import ROOT, InputError, read_json, run_command
+from download import download
 from tf_checkpoint import read_openai_weights
 
 # --------------------------------------------------------------------------------------------------
@@ -323,8 +324,11 @@ class Growing:
 # --------------------------------------------------------------------------------------------------
 
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-OPENAI_FOLDERS = {
-    "gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"
+OPENAI_FOLDERS = {  # and the bytes of their weights: a float32 for each parameter
+    "gpt2": ("124M", 497_759_232),
+    "gpt2-medium": ("355M", 1_419_292_672),
+    "gpt2-large": ("774M", 3_096_120_320),
+    "gpt2-xl": ("1558M", 6_230_444_800),
 }
 OPENAI_FILES = {  # with the SHA-256s that are the same for all sizes
     "hparams.json": None,
@@ -340,10 +344,12 @@ def model_folder(source):
     """The folder of a model: `source` itself, or models/NAME, downloaded on first use."""
     folder = ROOT / "models" / source if source in NAMES else Path(source)
     if source in OPENAI_FOLDERS and not (folder / "config.json").exists():
+        theirs, n_bytes = OPENAI_FOLDERS[source]
         for name, expected_sha256 in OPENAI_FILES.items():
             if not (folder / name).exists():
-                url = f"{OPENAI_URL}/{OPENAI_FOLDERS[source]}/{name}"
-                download(url, folder / name, expected_sha256)
+                expected_size = n_bytes if ".data-" in name else None
+                download(f"{OPENAI_URL}/{theirs}/{name}", folder / name, expected_sha256,
+                         expected_size)
     if not folder.is_dir():
         raise InputError(
             f"there is no model {str(source)!r}: give a folder or one of {', '.join(NAMES)}")

@@ -78,15 +78,19 @@ def check_same(folder, before, now):
 def claim(folder):
     """Keeps a folder for this process, until the block or the process ends, in whatever way.
 
-    What a killed process left half-written is removed. Raises InputError where another has it.
+    What a killed process left half-written is removed. Raises InputError where another has it, or
+    nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise InputError(f"{folder} is being written by another process; give another --out, or "
                          "wait for its end") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to ({error.strerror}); give another --out, a "
+                         "folder that can be") from None
     try:
         for leftover in folder.glob(f"{ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -5,7 +5,8 @@
 
 import argparse
 
-from common import download, run_command
+from common import run_command
+from download import download
 from metrics.meteor_data import KNOWN, OWN_FOLDER, check
 
 URL = ("https://raw.githubusercontent.com/tuetschek/e2e-metrics/1b9c4d87fd0bbb171ea966741cdc012588581ed4"

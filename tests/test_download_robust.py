@@ -1,0 +1,569 @@
+"""Downloads from servers that fail in every way: each ends in the whole file, or in one sentence."""
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import download as download_module  # noqa: E402
+import gpt2  # noqa: E402
+from common import InputError  # noqa: E402
+from download import download  # noqa: E402
+
+CONTENT = random.Random(0).randbytes(300_000)
+SMALL = b"abcdefghijklmnopqrstuvwxyz" * 2
+STALL, RESET = "stall", "reset"  # how a connection may end, besides being closed
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+class Server:
+    """A server that gives its n-th connection the n-th answer, and its last answer to all others.
+
+    An answer is a function of the first byte that was asked for (0 without a Range), and gives the
+    bytes to send, or (bytes, how to end).
+    """
+
+    def __init__(self, *answers):
+        self.answers, self.asked, self.over = list(answers), [], threading.Event()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}/file"
+        self.threads = [threading.Thread(target=self.accept)]
+
+    def __enter__(self):
+        self.threads[0].start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        with contextlib.suppress(OSError):
+            self.listening.shutdown(socket.SHUT_RDWR)
+        self.listening.close()
+        for thread in self.threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+    def accept(self):
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self.listening.accept()
+                thread = threading.Thread(target=self.serve, args=(connection,))
+                self.threads.append(thread)
+                thread.start()
+
+    def serve(self, connection):
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(5)
+            request = b""
+            while b"\r\n\r\n" not in request:
+                received = connection.recv(65536)
+                if not received:
+                    return
+                request += received
+                if not request.startswith(b"G"):  # the start of TLS, which this server does not speak
+                    break
+            found = re.search(rb"(?i)\r\nRange: bytes=(\d+)-\r\n", request)
+            self.asked.append(int(found[1]) if found else None)
+            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            sent, end = (*answer(int(found[1]) if found else 0), None)[:2] if callable(answer) else answer
+            connection.sendall(sent)
+            if end == STALL:
+                self.over.wait(5)
+            elif end == RESET:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def message(status, body=b"", **headers):
+    lines = [f"HTTP/1.1 {status}", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body
+
+
+def good(content=CONTENT, cut=None, end=None, **headers):
+    """What a server does that is as it should be; but `cut` bytes of its answer alone may come."""
+
+    def answer(start):
+        if start >= len(content):
+            return message("416 Range Not Satisfiable", Content_Range=f"bytes */{len(content)}"), end
+        if not start:
+            sent = message("200 OK", content, Content_Length=len(content), **headers)
+        else:
+            sent = message("206 Partial Content", content[start:], Content_Length=len(content) - start,
+                           Content_Range=f"bytes {start}-{len(content) - 1}/{len(content)}", **headers)
+        return sent[:cut], end
+
+    return answer
+
+
+def always(status, body=b"", end=None, **headers):
+    return lambda start: (message(status, body, **headers), end)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Pauses that nobody notices, and no proxy but the test's own."""
+    for name, value in {"STALLED": 0.3, "PAUSE": 0.001, "LONGEST_PAUSE": 0.02}.items():
+        monkeypatch.setattr(download_module, name, value)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "folder" / "file"
+
+
+def fails(url, path, *expected):
+    """The one sentence in which a download ends."""
+    with pytest.raises(InputError) as caught:
+        download(url, path, *expected)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 600 and url in sentence, sentence
+    assert not path.exists()
+    return sentence
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --------------------------------------------------------------------------------------------------
+# What is gone on with
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [None, RESET])
+def test_an_answer_that_is_cut_at_any_byte_of_its_head_or_body_is_gone_on_with(path, end):
+    length = len(good(SMALL)(0)[0])
+    for cut in range(length):
+        with Server(good(SMALL, cut, end), good(SMALL)) as server:
+            if 0 < cut < len("HTTP/1.1 200"):  # what came is no HTTP: said at once
+                with contextlib.suppress(InputError):
+                    download(server.url, path)
+            download(server.url, path)
+        assert path.read_bytes() == SMALL and names(path.parent) == ["file"], cut
+        came = max(0, cut - (length - len(SMALL)))
+        if end is None:  # a reset may take from the reader what it had not yet read
+            assert server.asked == [None, came or None], cut
+        path.unlink()
+
+
+def test_an_answer_to_a_range_that_is_cut_at_any_byte_is_gone_on_with(path):
+    path.parent.mkdir()
+    for cut in range(len(good(SMALL)(9)[0])):
+        path.with_name("file.part").write_bytes(SMALL[:9])
+        with Server(good(SMALL, cut), good(SMALL)) as server:
+            if 0 < cut < len("HTTP/1.1 206"):
+                fails(server.url, path)
+            download(server.url, path, sha256(SMALL))
+        assert path.read_bytes() == SMALL and names(path.parent) == ["file"], cut
+        path.unlink()
+
+
+def test_a_server_that_stops_sending_is_asked_for_the_rest(path):
+    head = len(good()(0)[0]) - len(CONTENT)
+    with Server(good(cut=head + 100_000, end=STALL), good(cut=20, end=STALL), good()) as server:
+        download(server.url, path)
+    assert path.read_bytes() == CONTENT and server.asked == [None, 100_000, 100_000]
+
+
+def test_a_server_that_cuts_every_answer_short_is_asked_as_often_as_it_sends_something_new(path):
+    cut = len(good()(1)[0]) - len(CONTENT) + 10_000
+    with Server(good(cut=cut)) as server:
+        download(server.url, path, sha256(CONTENT), len(CONTENT))
+    assert path.read_bytes() == CONTENT and len(server.asked) >= 30
+
+
+def test_a_server_that_sends_nothing_new_is_asked_a_few_times_and_what_came_is_kept(path, capsys):
+    with Server(good(cut=len(good()(0)[0]) - 1000), lambda start: (b"",)) as server:
+        sentence = fails(server.url, path)
+    assert "run the same command again to go on" in sentence and str(path.parent) in sentence
+    assert path.with_name("file.part").read_bytes() == CONTENT[:-1000] and len(server.asked) == 4
+    assert len(re.findall(r"trying again in [\d.]+ s\n", capsys.readouterr().err)) == 3
+
+
+def test_a_chunked_answer_that_is_cut_is_gone_on_with_to_the_byte(path):
+    chunked = message("200 OK", b"20\r\n" + SMALL[:32] + b"\r\n14\r\n" + SMALL[32:] + b"\r\n0\r\n\r\n",
+                      Transfer_Encoding="chunked")
+    head = chunked.index(b"20\r\n")
+    for cut in range(head, len(chunked)):
+        with Server(lambda start: (chunked[:cut],), good(SMALL)) as server:
+            download(server.url, path)
+        assert path.read_bytes() == SMALL, cut
+        path.unlink()
+
+
+@pytest.mark.parametrize("status", ["429 Too Many", "503 Busy", "500 Oh", "502 Bad", "504 Late"])
+def test_a_busy_server_is_asked_again(path, status):
+    with Server(always(status), always(status, Retry_After="nonsense"), good()) as server:
+        download(server.url, path)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_server_is_asked_again_when_it_says_but_a_long_wait_is_left_to_the_user(path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(download_module, "LONGEST_PAUSE", 60)
+    monkeypatch.setattr(download_module.time, "sleep", pauses.append)
+    with Server(always("503 Busy", Retry_After="40"), always("503 Busy"), good()) as server:
+        download(server.url, path)
+    assert pauses == [40, 0.004]
+    path.unlink()
+    for after in ("61", "9" * 5000):
+        with Server(always("429 Too Many", Retry_After=after)) as server:
+            assert "429" in fails(server.url, path)
+        assert len(server.asked) == 1
+
+
+# --------------------------------------------------------------------------------------------------
+# Answers that are not the rest of the file
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", [
+    "bytes 4-51/52", "bytes 6-51/52", "bytes 50-51/52", "bytes 55-51/52", "5-51/52", "nonsense", ""])
+def test_a_range_that_was_not_asked_for_is_never_added(path, span):
+    path.parent.mkdir()
+    path.with_name("file.part").write_bytes(SMALL[:5])
+    wrong = always("206 Partial Content", SMALL[5:], Content_Range=span)
+    with Server(wrong, good(SMALL)) as server:
+        download(server.url, path)
+    assert path.read_bytes() == SMALL and server.asked == [5, None]
+    path.unlink()
+    path.with_name("file.part").write_bytes(SMALL[:5])
+    with Server(wrong) as server:
+        fails(server.url, path)
+    assert names(path.parent) == []
+
+
+def test_a_range_that_ends_before_the_file_does_is_followed_by_the_next(path):
+    pieces = lambda start: (message(
+        "206 Partial Content", SMALL[start : start + 7], Content_Range=f"bytes {start}-{start + 6}/52"),)
+    with Server(good(SMALL, cut=len(good(SMALL)(0)[0]) - 50), pieces) as server:
+        download(server.url, path)
+    assert path.read_bytes() == SMALL and server.asked == [None, *range(2, 52, 7), 51][: len(server.asked)]
+
+
+@pytest.mark.parametrize("length", [1, 51, 53, 10**9, -3, "nonsense", ""])
+def test_a_length_that_is_not_the_files_never_lets_another_file_pass(path, length):
+    lying = always("200 OK", SMALL, Content_Length=length)
+    with Server(lying) as server:
+        with contextlib.suppress(InputError):
+            download(server.url, path, sha256(SMALL), len(SMALL))
+            assert path.read_bytes() == SMALL
+    if path.exists():
+        path.unlink()
+    with Server(lying, good(SMALL)) as server:  # which answers by 416 that the file has no more
+        with contextlib.suppress(InputError):
+            download(server.url, path, None, len(SMALL))
+            assert path.read_bytes() == SMALL
+    assert path.exists() or length in (1, 51)
+
+
+def test_an_answer_without_a_length_is_read_to_its_end(path):
+    with Server(always("200 OK", SMALL)) as server:
+        download(server.url, path)
+    assert path.read_bytes() == SMALL
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content_Length": 0}])
+def test_nothing_is_no_file(path, headers):
+    with Server(always("200 OK", **headers)) as server:
+        fails(server.url, path)
+    assert names(path.parent) == []
+
+
+@pytest.mark.parametrize("first, second", [('"a"', '"b"'), ('W/"a"', 'W/"b"')])
+@pytest.mark.parametrize("one_call", [True, False])
+def test_a_file_that_changed_on_the_server_between_two_parts_is_fetched_anew(path, first, second, one_call):
+    old, new = SMALL, SMALL.upper()
+    cut = len(good(old, ETag=first)(0)[0]) - 20
+    if one_call:
+        with Server(good(old, cut, ETag=first), good(new, ETag=second)) as server:
+            download(server.url, path)
+    else:
+        with Server(good(old, cut, ETag=first), always("404 Gone")) as server:
+            fails(server.url, path)
+        with Server(good(new, ETag=second)) as server:
+            download(server.url, path)
+    assert path.read_bytes() == new and names(path.parent) == ["file"]
+
+
+def test_a_file_that_did_not_change_on_the_server_is_gone_on_with_by_the_next_command(path):
+    cut = len(good(SMALL, ETag='"a"')(0)[0]) - 20
+    with Server(good(SMALL, cut, ETag='"a"'), always("404 Gone")) as server:
+        fails(server.url, path)
+    with Server(good(SMALL, ETag='"a"')) as server:
+        download(server.url, path)
+    assert path.read_bytes() == SMALL and names(path.parent) == ["file"] and server.asked == [32]
+
+
+def test_a_part_that_is_longer_than_the_file_is_thrown_away_and_one_that_is_whole_becomes_the_file(path):
+    path.parent.mkdir()
+    for part, asked in ((b"?" * 53, [53, None]), (b"?" * 99, [99, None]), (SMALL, [52])):
+        path.with_name("file.part").write_bytes(part)
+        with Server(good(SMALL)) as server:
+            download(server.url, path)
+        assert path.read_bytes() == SMALL and server.asked == asked
+        path.unlink()
+
+
+@pytest.mark.parametrize("known", [(sha256(SMALL),), (None, len(SMALL)), (sha256(SMALL), len(SMALL))])
+def test_another_file_than_the_known_one_is_refused_and_removed(path, known):
+    for content in (SMALL + b"?", SMALL[:-1], b"log in, please" * 9):
+        with Server(good(content)) as server:
+            assert "is not the known file" in fails(server.url, path, *known)
+        assert names(path.parent) == []
+
+
+def test_the_web_page_of_a_network_that_wants_a_log_in_is_no_file_and_harms_no_part(path):
+    page = always("200 OK", b"<html>please log in</html>", Content_Type="text/html; charset=utf-8")
+    with Server(good(SMALL, cut=-20), page) as server:
+        assert "log-in" in fails(server.url, path)
+    assert path.with_name("file.part").read_bytes() == SMALL[:-20]
+    with Server(good(SMALL)) as server:
+        download(server.url, path)
+    assert path.read_bytes() == SMALL
+
+
+def test_the_sizes_of_openais_weights_are_those_of_float32s_in_published_shapes():
+    for name, (_, n_bytes) in gpt2.OPENAI_FOLDERS.items():
+        c = gpt2.SIZES[name]
+        layer = 12 * c.n_embd**2 + 13 * c.n_embd  # 4 matrices, 4 biases, 2 norms
+        assert n_bytes == 4 * ((c.n_vocab + c.n_ctx + 2) * c.n_embd + c.n_layer * layer)
+
+
+# --------------------------------------------------------------------------------------------------
+# No answer at all
+# --------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "not found": always("404 Not Found"),
+    "forbidden": always("403 Forbidden", b"<html>no</html>", Content_Type="text/html"),
+    "proxy": always("407 Proxy Authentication Required", Proxy_Authenticate='Basic realm="x"'),
+    "unauthorised": always("401 Unauthorized", WWW_Authenticate='Basic realm="x"'),
+    "no HTTP": lambda start: (b"SSH-2.0-OpenSSH_9.2\r\n",),
+    "binary": lambda start: (random.Random(1).randbytes(5000),),
+    "long line": lambda start: (b"x" * 200_000,),
+    "control characters": lambda start: (b"HTTP/1.1 \x1b[31m\x07 no\r\n\r\n",),
+    "many headers": lambda start: (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",),
+    "long header": lambda start: (b"HTTP/1.1 200 OK\r\na: " + b"b" * 100_000 + b"\r\n\r\n",),
+    "loop": always("302 Found", Location="/file"),
+    "redirect to a file": always("302 Found", Location="file:///etc/passwd"),
+    "redirect to nowhere": always("302 Found", Location="http://[::1/file"),
+    "redirect without a place": always("302 Found"),
+    "redirect to another protocol": always("301 Moved", Location="gopher://127.0.0.1/file"),
+    "redirect to no port": always("301 Moved", Location="http://127.0.0.1:99999999/file"),
+    "empty": always("204 No Content"),
+    "silence": lambda start: (b"", STALL),
+    "closed": lambda start: (b"",),
+    "reset": lambda start: (b"", RESET),
+    "half a head": lambda start: (b"HTTP/1.1 200 OK\r\nContent-Le",),
+    "chunks of nonsense": always("200 OK", b"zz\r\nabc", Transfer_Encoding="chunked"),
+    "no such range": always("416 Range Not Satisfiable"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_answer_is_one_sentence(path, kind):
+    with Server(REFUSED[kind]) as server:
+        sentence = fails(server.url, path)
+    assert "run the same command again" in sentence and f"by hand into {path.parent}/" in sentence
+    assert names(path.parent) == [] and sentence.isprintable()
+    assert len(server.asked) <= 12
+
+
+def test_a_redirect_is_followed_with_the_range(path):
+    path.parent.mkdir()
+    path.with_name("file.part").write_bytes(SMALL[:9])
+    with Server(always("302 Found", Location="/elsewhere"), good(SMALL)) as server:
+        download(server.url, path)
+    assert path.read_bytes() == SMALL and server.asked == [9, 9]
+
+
+@pytest.mark.parametrize("proxy", [
+    "http://proxy.invalid:port", "proxy.invalid", "http://", "://", "http://[::1", "socks5://127.0.0.1:1",
+    "http://user:p%zz@127.0.0.1:1", "127.0.0.1:99999", "http://127.0.0.1:-1", "http://a..b:1", "ü" * 70])
+def test_a_proxy_that_is_nonsense_is_one_sentence(path, proxy, monkeypatch):
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("https_proxy", proxy)
+    for protocol in ("http", "https"):
+        fails(f"{protocol}://127.0.0.1:1/file", path)
+
+
+def test_a_host_that_nobody_knows_and_a_server_without_tls_are_one_sentence(path):
+    fails("http://nobody.invalid/file", path)
+    with Server(good()) as server:
+        sentence = fails(server.url.replace("http", "https"), path)
+    assert "SSL" in sentence
+
+
+# --------------------------------------------------------------------------------------------------
+# The disk, and other processes
+# --------------------------------------------------------------------------------------------------
+
+CALL = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from common import run_command
+from download import download
+exec(sys.argv[4])
+run_command(lambda: download(sys.argv[2], sys.argv[3]))
+"""
+posix = pytest.mark.skipif(os.name != "posix", reason="uses POSIX")
+
+
+def start(url, path, before=""):
+    """A process that downloads; before that it executes `before`."""
+    return subprocess.Popen([sys.executable, "-c", CALL, ROOT, url, path, before],
+                            stderr=subprocess.PIPE, encoding="utf-8")
+
+
+@posix
+def test_a_disk_that_takes_no_more_is_one_sentence_and_what_came_is_kept(path):
+    with Server(good()) as server:
+        process = start(server.url, path, "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000,) * 2)")
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 1 and "Traceback" not in errors
+        last = errors.splitlines()[-1]
+        assert last.startswith("error: ") and f"{path.parent}/" in last and "too large" in last
+        assert CONTENT.startswith(path.with_name("file.part").read_bytes())
+        assert names(path.parent) == ["file.part"]
+        download(server.url, path)
+    assert path.read_bytes() == CONTENT and server.asked == [None, 100_000]
+
+
+@posix
+def test_a_folder_that_may_not_be_written_to_is_one_sentence_that_names_it():
+    with tempfile.TemporaryDirectory() as folder, Server(good()) as server:
+        os.chmod(folder, 0o555)
+        path = Path(folder) / "models" / "file"
+        process = start(server.url, path, "if os.geteuid() == 0: os.setuid(65534)")
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1 and errors.count("\n") == 1, errors
+    assert errors.startswith(f"error: {path.parent}/, where {server.url} shall lie, cannot be written")
+    assert server.asked == []
+
+
+def test_a_file_in_the_folders_place_is_one_sentence(tmp_path):
+    (tmp_path / "folder").write_text("a file")
+    with Server(good()) as server:
+        assert "cannot be written" in fails(server.url, tmp_path / "folder" / "below" / "file")
+
+
+@posix
+def test_a_file_has_the_permissions_of_any_other(path):
+    with Server(good(SMALL)) as server:
+        before = os.umask(0o027)
+        try:
+            download(server.url, path)
+        finally:
+            os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def slowly(start):
+    time.sleep(1)
+    return good()(start)
+
+
+def test_of_several_processes_one_fetches_and_the_others_wait(path):
+    with Server(slowly) as server:
+        processes = [start(server.url, path) for _ in range(3)]
+        errors = [process.communicate(timeout=60)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0, 0], errors
+        assert len(server.asked) == 1
+    assert path.read_bytes() == CONTENT and names(path.parent) == ["file"]
+    assert "being downloaded by another process" in "".join(errors)
+
+
+def test_where_the_process_that_fetches_is_killed_the_next_one_goes_on(path):
+    cut = len(good()(0)[0]) - 100_000
+    with Server(good(cut=cut, end=STALL), good()) as server:
+        first = start(server.url, path)
+        deadline = time.monotonic() + 30
+        part = path.with_name("file.part")
+        while not (part.exists() and part.stat().st_size > 100_000) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        second = threading.Thread(target=download, args=(server.url, path))
+        second.start()
+        time.sleep(0.1)
+        first.kill()
+        first.communicate(timeout=30)
+        second.join(30)
+    assert path.read_bytes() == CONTENT and names(path.parent) == ["file"]
+    assert server.asked[0] is None and server.asked[1] > 100_000
+
+
+def test_many_at_once_with_failures_among_them_end_in_one_right_file(path):
+    """Whoever fails releases the lock and removes its file: no two ever write at once."""
+    draw = random.Random(0)
+    answers = [draw.choice([good(SMALL, cut=100, ETag='"a"'), always("404 No"), always("403 No")])
+               for _ in range(25)]
+    failed = []
+
+    def call():
+        try:
+            download(server.url, path, sha256(SMALL))
+        except InputError as error:
+            failed.append(str(error))
+
+    with Server(*answers, good(SMALL, ETag='"a"')) as server:
+        threads = [threading.Thread(target=call) for _ in range(30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+    assert path.read_bytes() == SMALL and names(path.parent) == ["file"]
+    assert failed and all("known file" not in sentence for sentence in failed)
+
+
+# --------------------------------------------------------------------------------------------------
+# Everything at once
+# --------------------------------------------------------------------------------------------------
+
+
+def bad_day(draw, content, etag):
+    """A random answer of a server that is honest about what it sends, over a network that is not well."""
+    cut = draw.randrange(len(good(content, ETag=etag)(0)[0]) + 1)
+    return draw.choice([
+        good(content, cut, ETag=etag), good(content, cut, RESET, ETag=etag), good(content, cut, ETag=etag),
+        lambda start: good(content, cut, ETag=etag)(0),  # knows no ranges
+        always("503 Busy"), always("429 Wait", Retry_After="0"), always("404 Gone"), lambda start: (b"",),
+        lambda start: (b"garbage\r\n",), always("200 OK", b"<html>", Content_Type="text/html"),
+        always("416 No"), lambda start: good(content, ETag=etag)(start + 1), REFUSED["loop"],
+    ])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_a_file_is_right_or_absent_and_a_good_day_completes_it(path, seed):
+    draw = random.Random(seed)
+    versions = [draw.randbytes(draw.randint(1, 400)) for _ in range(2)]
+    for version, content in enumerate(versions):  # the file changes once, without a known hash
+        answers = [bad_day(draw, content, f'"{version}"') for _ in range(draw.randint(1, 12))]
+        with Server(*answers) as server:
+            for _ in range(4):
+                with contextlib.suppress(InputError):
+                    download(server.url, path)
+                assert not path.exists() or path.read_bytes() == content
+        if path.exists():
+            path.unlink()
+    with Server(good(versions[-1], ETag='"1"')) as server:
+        download(server.url, path)
+    assert path.read_bytes() == versions[-1] and names(path.parent) == ["file"]
