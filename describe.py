@@ -18,8 +18,8 @@ import tiktoken
 import metrics
 from beam import banned_tokens, beam_search
 from common import InputError, run_command, sha256, write_json, write_text
-from e2e_data import (SRC1_NAMES, data_file, encode_table, find_data, group_by_table, is_known,
-                      read_split)
+from e2e_data import (SRC1_NAMES, check_length, data_file, decode, encode_table, find_data,
+                      group_by_table, is_known, read_examples)
 from gpt2 import GPT2, autocast, load_both, model_folder, pick_device
 from prefix import load_prefix, read_adapter
 from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer, read_settings
@@ -103,7 +103,12 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     is what was written.
     """
     test_file = data_file(find_data(data), "test")
-    groups = group_by_table(read_split(test_file.parent, "test"))
+    examples = read_examples(test_file.parent, "test")
+    P = 0 if run.past is None else run.past[0][0].shape[2]
+    for where, (table, _) in examples:
+        check_length(where, P, encode_table(run.tokenizer, table), decoder["max_new_tokens"],
+                     run.model.config.n_ctx, run.settings["model"])
+    groups = group_by_table(example for _, example in examples)
     tables, references = list(groups), list(groups.values())
     outputs = describe_tables(run, tables, decoder, batch_size)
     if out is not None:
@@ -183,7 +188,9 @@ def main():
         with claim(Path(args.out)) if args.out else nullcontext():
             score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
         return
-    tables = args.tables or [line.strip() for line in sys.stdin if line.strip()]
+    tables = args.tables or decode("stdin", sys.stdin.buffer.read()).split("\n")
+    if not args.tables:
+        tables = [line for line in tables if line.strip()]
     progress = len(tables) > 20
     for sentence in describe_tables(run, tables, decoder, args.decode_batch_size, progress):
         print(sentence)
