@@ -163,10 +163,11 @@ def draw_losses(logs, path):
         color = f"C{number}"
         for log in of_runs:
             points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-            axes.plot(*zip(*points), color=color, alpha=0.35, linewidth=1)
+            (line,) = axes.plot(*zip(*points), color=color, alpha=0.35, linewidth=1)
             points = [(entry["step"], entry["validation_loss"]) for entry in log
                       if "validation_loss" in entry]
-            (line,) = axes.plot(*zip(*points), "o-", color=color)
+            if points:
+                (line,) = axes.plot(*zip(*points), "o-", color=color)
         line.set_label(label)
     axes.set(xlabel="step", ylabel="loss a token (nats)")
     axes.legend(title="validation (dots) and training")

@@ -26,8 +26,8 @@ import torch
 import metrics
 from beam import banned_tokens, beam_search, check_search
 from common import InputError, run_command, sha256, write_json, write_text
-from e2e_data import (SRC1_NAMES, data_file, encode_example, encode_table, find_data,
-                      group_by_table, is_known, make_batch, read_split)
+from e2e_data import (SRC1_NAMES, check_length, data_file, decode, encode_example, encode_table,
+                      find_data, group_by_table, is_known, make_batch, read_examples)
 from gpt2 import GPT2, NAMES, autocast, generate, load_both, model_folder, pick_device
 from prefix import load_prefix, read_adapter, stack_pasts
 from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer, read_settings
@@ -171,7 +171,12 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     is what was written.
     """
     test_file = data_file(find_data(data), "test")
-    groups = group_by_table(read_split(test_file.parent, "test"))
+    examples = read_examples(test_file.parent, "test")
+    P = 0 if run.past is None else run.past[0][0].shape[2]
+    for where, (table, _) in examples:
+        check_length(where, P, encode_table(run.tokenizer, table), decoder["max_new_tokens"],
+                     run.model.config.n_ctx, run.settings["model"])
+    groups = group_by_table(example for _, example in examples)
     tables, references = list(groups), list(groups.values())
     outputs = describe_tables(run, tables, decoder, batch_size, progress=True)
     if out is not None:
@@ -262,7 +267,10 @@ def main():
         with claim(Path(args.out)) if args.out else nullcontext():
             score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
         return
-    tables = args.tables or [line.strip() for line in sys.stdin if line.strip()]
+    tables = args.tables
+    if not tables:
+        lines = decode("stdin", sys.stdin.buffer.read()).split("\n")
+        tables = [line for line in lines if line.strip()]
     prompts = [encode_table(run.tokenizer, table) for table in tables]
     longest = max(0 if past is None else past[0][0].shape[2] for past in pasts.values())
     check_search(run.model, prompts, [longest] * len(prompts), **decoder,

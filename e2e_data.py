@@ -2,7 +2,8 @@
 
 Reads the files that Li & Liang (2021) trained on (src1_train.txt, src1_valid.txt, src1_test.txt:
 `table||sentence` a line) and the official release (trainset.csv, devset.csv, testset_w_refs.csv, or
-the zip that holds them).
+the zip that holds them); or your own as train, valid and test, .jsonl or .csv, with the keys or
+columns mr and ref, or table and text. A table with several sentences stands there several times.
 
     python e2e_data.py --data sample        what the data look like, as the model sees them
 """
@@ -10,6 +11,7 @@ the zip that holds them).
 import argparse
 import csv
 import io
+import json
 import random
 import re
 import zipfile
@@ -26,7 +28,9 @@ SPLITS = ("train", "valid", "test")
 SRC1_NAMES = {split: f"src1_{split}.txt" for split in SPLITS}
 CSV_NAMES = {"train": "trainset.csv", "valid": "devset.csv", "test": "testset_w_refs.csv"}
 ZIP_NAME = "e2e-dataset.zip"
-ZIP_NAMES = {split: ZIP_NAME for split in SPLITS}
+FORMS = [SRC1_NAMES, CSV_NAMES, {split: ZIP_NAME for split in SPLITS}]  # the first is read first
+FORMS += [{split: split + suffix for split in SPLITS} for suffix in (".jsonl", ".csv")]
+COLUMNS = (("mr", "ref"), ("table", "text"))
 SRC1_URL = ("https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/"
             "6519d30e69b15a180f23e2cd41b766d3f62b8e82/data/e2e_data")
 KNOWN_SHA256 = {
@@ -55,19 +59,16 @@ def find_data(source):
 
 
 def data_file(folder, split):
-    """The file of `folder` that holds a split. Raises InputError.
+    """Where a split's file lies or, if the folder lacks it, would lie. Raises InputError.
 
-    A folder is read in one form: as the src1 files if it has one of them, else as the CSV files,
-    else as the zip. Train and test never come in different forms.
+    A folder is read in the first of FORMS of which it has a file. Train and test never come in
+    different forms.
     """
-    for names in (SRC1_NAMES, CSV_NAMES, ZIP_NAMES):
-        present = [name for name in names.values() if (folder / name).exists()]
-        if names[split] in present:
+    for names in FORMS:
+        if any((folder / name).exists() for name in names.values()):
             return folder / names[split]
-        if present:
-            raise InputError(f"{folder} has {present[0]}, but no {names[split]}")
-    raise InputError(f"{folder} has no {split} data: neither {SRC1_NAMES[split]} nor "
-                     f"{CSV_NAMES[split]} nor {ZIP_NAME}")
+    names = ", ".join(names[split] for names in FORMS)
+    raise InputError(f"{folder} has no {split} data; give it one of {names}")
 
 
 def is_known(path):
@@ -76,58 +77,92 @@ def is_known(path):
 
 
 def read_split(folder, split):
-    """The examples of "train", "valid" or "test" as (table, sentence), in the file's order.
+    """The examples of "train", "valid" or "test" as (table, sentence), in the file's order."""
+    return [example for _, example in read_examples(folder, split)]
 
-    Raises InputError naming file and line.
-    """
+
+def read_examples(folder, split):
+    """As `read_split`, each behind its place: ("FILE, line N", example). InputErrors name it."""
     path = data_file(folder, split)
-    if path.suffix == ".txt":
-        return read_src1(path)
+    if not path.exists():
+        raise InputError(f"{folder} has no {split} data: {path.name} is missing")
+    content = path.read_bytes()
+    if path.name == ZIP_NAME:
+        content = unzip(path, content, f"e2e-dataset/{CSV_NAMES[split]}")
+        path = path / CSV_NAMES[split]
+    text = decode(path, content)
     if path.suffix == ".csv":
-        return read_csv(path, path.read_bytes())
-    try:
-        with zipfile.ZipFile(path) as archive:
-            content = archive.read(f"e2e-dataset/{CSV_NAMES[split]}")
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}); fetch it again") from None
-    return read_csv(path / CSV_NAMES[split], content)
-
-
-def read_src1(path):
-    """The examples of a file of lines `table||sentence`."""
+        rows, parse = csv_rows(path, text), tuple
+    else:
+        rows = [row for row in enumerate(text.split("\n"), 1) if row[1].strip()]
+        parse = parse_src1 if path.suffix == ".txt" else parse_json
     examples = []
-    for number, line in enumerate(decode(path, path.read_bytes()).split("\n"), 1):
-        if not line.strip():
-            continue
-        parts = [part.strip() for part in line.split("||")]
-        if len(parts) != 2 or not all(parts):
-            raise InputError(
-                f"{path}, line {number}: `table||sentence` was expected, but it is {line[:60]!r}")
-        examples.append(tuple(parts))
-    if not examples:
-        raise InputError(f"{path} is empty")
-    return examples
-
-
-def read_csv(path, content):
-    """The examples of an official CSV file: tables in the src1 files' form, sentences left raw."""
-    rows = csv.reader(io.StringIO(decode(path, content), newline=""))
-    header = next(rows, [])
-    if header != ["mr", "ref"]:
-        raise InputError(f"{path}, line 1: the columns mr,ref were expected, but they are "
-                         f"{','.join(header)!r}")
-    examples = []
-    for row in rows:
-        if len(row) != 2 or not row[1].strip():
-            raise InputError(f"{path}, line {rows.line_num}: a table and a sentence were expected, "
-                             f"but it is {row!r}")
+    for line, row in rows:
+        where = f"{path}, line {line}"
         try:
-            examples.append((linearize(row[0]), row[1].strip()))
+            table, sentence = parse(row)
+            examples.append((where, (read_table(table), one_line(sentence))))
         except InputError as error:
-            raise InputError(f"{path}, line {rows.line_num}: {error}") from None
+            raise InputError(f"{where}: {error}") from None
     if not examples:
-        raise InputError(f"{path} has no rows")
+        raise InputError(f"{path} is empty: it holds no example")
     return examples
+
+
+def parse_src1(line):
+    parts = line.split("||")
+    if len(parts) != 2:
+        raise InputError(f"`table||sentence` was expected, but it is {line[:60]!r}")
+    return parts
+
+
+def parse_json(line):
+    try:  # objects as pairs, so that none is dropped; numbers as the text that stands there
+        row = json.loads(line, object_pairs_hook=tuple, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON ({getattr(error, 'msg', error)})") from None
+    keys = [key for key, _ in row] if isinstance(row, tuple) else []
+    return [row[i][1] for i in find_columns("an object's keys", keys)]
+
+
+def csv_rows(path, text):
+    """Yields (line, [table, sentence]) for each row of a CSV file; a cell may hold line ends."""
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)  # strict: every quote is closed
+    header, line = None, 1
+    try:
+        for row in rows:
+            if row and header is None:
+                header, columns = row, find_columns(f"{path}, line {line}: the columns", row)
+            elif row:  # a blank line has no cells
+                if len(row) != len(header):
+                    raise InputError(f"{path}, line {line}: a table and a sentence were expected, "
+                                     f"in {len(header)} columns, but it is {str(row)[:200]}")
+                yield line, [row[i] for i in columns]
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise InputError(f'{path}, line {line}: {error}; is a quote (") not closed?') from None
+
+
+def find_columns(what, names):
+    """Where in `names` those of a table and its sentence stand. Raises InputError."""
+    found = [pair for pair in COLUMNS if all(names.count(name) == 1 for name in pair)]
+    if len(found) != 1:
+        raise InputError(f"{what} mr,ref were expected (or table,text), but they are "
+                         f"{','.join(names)[:200]!r}")
+    return [names.index(name) for name in found[0]]
+
+
+def unzip(path, content, name):
+    """A file of E2E's zip. Raises InputError where it is damaged, or inflates beyond reason."""
+    most = 100 * len(content)  # E2E's files inflate to a tenth of this
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        member = archive.getinfo(name)
+        if member.compress_type not in (0, 8) or member.file_size > most:  # stored, deflated
+            raise ValueError(f"{name} is packed as in no release of E2E")
+        return archive.open(member).read(most)
+    except Exception as error:  # zipfile raises a dozen kinds for this one mistake
+        raise InputError(f"{path} is damaged ({error}); fetch it again") from None
 
 
 def decode(path, content):
@@ -136,6 +171,41 @@ def decode(path, content):
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
+
+
+def one_line(text):
+    """Text with each stretch of white space, line ends and byte-order marks too, as one blank.
+
+    Raises InputError for what is no text, and for control characters: wrong encodings make them.
+    """
+    line = " ".join(text.replace("\ufeff", " ").split()) if isinstance(text, str) else ""
+    if not line:
+        raise InputError("a text was expected, but there is none")
+    if found := re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", line):
+        raise InputError(f"{found[0]!a} is no character of a text; remove it, or save the file as "
+                         f"UTF-8: {line[:60]!r}")
+    return line
+
+
+def read_table(table):
+    """A table in any form -> the form that the model reads. Raises InputError.
+
+    >>> {read_table("name[Cocum], eatType[pub]"), read_table("name : Cocum | Type : pub"),
+    ...  read_table([["name", "Cocum"], ["eatType", "pub"]])}
+    {'name : Cocum | Type : pub'}
+    """
+    if isinstance(table, (list, tuple)):
+        for slot in table:
+            if not isinstance(slot, (list, tuple)) or [type(part) for part in slot] != [str, str]:
+                raise InputError("each slot of a table must be a pair of texts, [key, value]")
+        table = join_slots(table)
+    table = one_line(table)
+    if "[" in table.partition(":")[0]:
+        table = one_line(linearize(table))
+    if not all(" : " in f"{slot} " for slot in table.split(" | ")):
+        raise InputError("`key[value], key[value], ...` or `key : value | key : value | ...` was "
+                         f"expected, but it is {table[:200]!r}")
+    return table
 
 
 KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
@@ -153,6 +223,10 @@ def linearize(meaning_representation):
     has_brackets = any(set("[]") & set(value) for _, value in slots)
     if not is_plain or has_brackets or ", ".join(f"{k}[{value}]" for k, value in slots) != text:
         raise InputError(f"`key[value], key[value], ...` was expected, but it is {text[:200]!r}")
+    return join_slots(slots)
+
+
+def join_slots(slots):
     return " | ".join(f"{KEYS.get(key, key)} : {tokenise_value(value)}" for key, value in slots)
 
 
@@ -186,20 +260,27 @@ def group_by_table(examples):
 
 
 def encode_table(tokenizer, table):
-    """The prompt: the tokens of " " + table, then <|endoftext|>.
+    """The prompt: the tokens of " " + table, in any form of `read_table`, then <|endoftext|>.
 
     The blank in front is GPT-2's own habit: its tokens for words within a text begin with a blank,
     so "name" behind it is the same token wherever it stands. <|endoftext|> says that the table has
     ended and the sentence begins; the model has met it between texts only, so it cannot be taken
     for a part of either.
     """
-    return tokenizer.encode_ordinary(" " + table.strip()) + [tokenizer.eot_token]
+    return tokenizer.encode_ordinary(" " + read_table(table)) + [tokenizer.eot_token]
 
 
 def encode_example(tokenizer, table, sentence):
     """A training example: (tokens of the prompt, tokens of " " + sentence and <|endoftext|>)."""
     answer = tokenizer.encode_ordinary(" " + sentence.strip()) + [tokenizer.eot_token]
     return encode_table(tokenizer, table), answer
+
+
+def check_length(where, P, prompt, new_tokens, n_ctx, model):
+    """Raises InputError where a prefix of P, a prompt and new tokens are too long for a model."""
+    if P + len(prompt) + new_tokens - 1 > n_ctx:  # the last token is never read
+        raise InputError(f"{where}: a prefix of {P}, a table of {len(prompt):,} and a sentence of "
+                         f"{new_tokens:,} tokens are more than the {n_ctx} that {model} has")
 
 
 @dataclass
@@ -249,7 +330,7 @@ def main():
     folder, tokenizer = find_data(args.data), load_tokenizer(args.model)
     print(f"{'split':<6} {'examples':>8} {'tables':>7}   tokens: {'mean':>5} {'longest':>8} "
           f"{'with loss':>10}   file")
-    for split in SPLITS:
+    for split in [split for split in SPLITS if data_file(folder, split).exists()]:
         examples = read_split(folder, split)
         encoded = [encode_example(tokenizer, *example) for example in examples]
         lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
@@ -262,7 +343,7 @@ def main():
     prompt, answer = encode_example(tokenizer, table, sentence)
     batch = make_batch([(prompt, answer)])
     targets = dict(zip(batch.wanted.tolist(), batch.targets.tolist()))
-    print(f"\nThe first test table\n  {table}\nand one of its sentences\n  {sentence}\nbecome\n")
+    print(f"\nThe first {split} table\n  {table}\nand one of its sentences\n  {sentence}\nbecome\n")
     print("  position  token                 target (what the loss asks for here)")
     for position, token in enumerate(batch.tokens[0].tolist()):
         target = repr(tokenizer.decode([targets[position]])) if position in targets else "-"

@@ -27,6 +27,9 @@ class Settings:
     epochs: int
     lr: float
     batch_size: int
+    warmup_steps: int
+    max_examples: int | None
+    keep: str  # the state of which epoch: "last" or "best"
     prefix_length: int
     prefix_form: str
     prefix_hidden: int | None

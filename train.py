@@ -6,6 +6,7 @@
 """
 
 import argparse
+import copy
 import json
 import math
 import re
@@ -25,8 +26,8 @@ from beam import banned_tokens, check_search
 from common import ROOT, InputError, run_command, sha256, write_aside, write_json, write_text
 from compare import compare_runs, draw_losses
 from describe import DECODER, add_decoder_arguments, load_run, score_test_set
-from e2e_data import (SPLITS, data_file, encode_example, find_data, is_known, make_batch,
-                      read_split, shuffled_batches)
+from e2e_data import (SPLITS, check_length, data_file, encode_example, find_data, is_known,
+                      make_batch, read_examples, shuffled_batches)
 from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_both, load_config,
                   model_folder, pick_device, save_model)
 from prefix import FORMS, HIDDEN, Prefix, activations, count_parameters, save_prefix
@@ -40,6 +41,7 @@ DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --prefix-form d
        " --out runs/demo"
 LOG_EVERY = 10  # steps
 SAVE_EVERY = 120  # seconds
+WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is described and scored"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -54,14 +56,19 @@ def batch_loss(model, prefix, batch):
     return F.cross_entropy(logits, batch.targets)
 
 
-def make_optimizer(trained, lr, n_steps):
-    """AdamW as Li & Liang use it, and the schedule of its learning rate, which falls to 0.
+def make_optimizer(trained, lr, n_steps, warmup_steps=0):
+    """AdamW as Li & Liang use it; its learning rate rises for `warmup_steps`, then falls to 0.
 
     No weight decay: a prefix is no weight of a layer, and 0 is no better value for a key than any
     other. fused: one pass over all parameters.
     """
+    def factor(step):
+        if step < warmup_steps:
+            return step / warmup_steps
+        return 1 - (step - warmup_steps) / max(1, n_steps - warmup_steps)
+
     optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, weight_decay=0.0, fused=True)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / n_steps)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float32"):
@@ -95,8 +102,10 @@ def train(settings, model, prefix, encoded, validation, folder):
     trained.train()
     steps_per_epoch = -(-len(encoded) // settings.batch_size)
     last_step = min(steps_per_epoch * settings.epochs, settings.max_steps or sys.maxsize)
-    optimizer, schedule = make_optimizer(trained, settings.lr, last_step)
+    optimizer, schedule = make_optimizer(trained, settings.lr, last_step, settings.warmup_steps)
     parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule}
+    if settings.keep == "best":
+        parts["best"] = copy.deepcopy(trained)
     step, log = load_state(folder, parts, device)
     write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
     save_every = max(SAVE_EVERY, 50 * save_state(folder, parts, step, log))  # 2% of the time
@@ -127,17 +136,28 @@ def train(settings, model, prefix, encoded, validation, folder):
                       seconds=seconds, peak_memory=peak_memory(device))
             speed = n_tokens / seconds
             bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s")
-            if is_end:
+            if is_end and validation:
                 loss = validation_loss(model, prefix, validation, settings.dtype)
                 check_losses([torch.tensor(loss)], step, schedule.get_last_lr()[0], folder)
                 write_log(folder, log, step=step, epoch=epoch + 1, validation_loss=loss)
                 bar.write(f"epoch {epoch + 1}: validation loss {loss:.4f} a token", file=sys.stderr)
+                if settings.keep == "best" and best_epoch(log) == epoch + 1:
+                    parts["best"].load_state_dict(trained.state_dict())
             if is_end or time.monotonic() - saved > save_every:
                 save_every = max(SAVE_EVERY, 50 * save_state(folder, parts, step, log))
                 saved = time.monotonic()
             losses, n_tokens, started = [], 0, time.monotonic()
+    if settings.keep == "best":
+        trained.load_state_dict(parts["best"].state_dict())
+        print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
     trained.eval()
     return log
+
+
+def best_epoch(log):
+    """The epoch with the lowest validation loss, of several the first."""
+    measured = [entry for entry in log if "validation_loss" in entry]
+    return min(measured, key=lambda entry: entry["validation_loss"])["epoch"]
 
 
 @torch.no_grad()
@@ -246,15 +266,26 @@ def train_and_score(settings, folder, device, decode_batch_size, resume=False):
     model, tokenizer = load_both(settings.model, device)
     made_from = {"model_sha256": fingerprint_model(model),
                  "vocabulary_sha256": fingerprint_tokenizer(tokenizer)}
+    P = settings.prefix_length if settings.mode == "prefix" else 0
     encoded = {}
     for split in SPLITS:
-        examples = read_split(data_folder, split)
-        encoded[split] = [encode_example(tokenizer, *example) for example in examples]
-        path = data_file(data_folder, split)
+        path, encoded[split] = data_file(data_folder, split), []
+        if split in WITHOUT and not path.exists():
+            print(f"{path} is missing: {WITHOUT[split]}.")
+            made_from[f"{split}_sha256"] = ""
+            continue
+        for where, example in read_examples(data_folder, split):
+            prompt, answer = encode_example(tokenizer, *example)
+            new_tokens = settings.max_new_tokens if split == "test" else len(answer)
+            check_length(where, P, prompt, new_tokens, model.config.n_ctx, settings.model)
+            encoded[split].append((prompt, answer))
         made_from[f"{split}_sha256"] = sha256(path)
         if not is_known(path):
             print(f"{path} is not one of E2E's published files.")
-    check_possible(settings, model, tokenizer, encoded)
+    check_possible(settings, P, model, tokenizer, encoded)
+    if settings.max_examples:  # the first batch of an epoch that comes before the others
+        encoded["train"] = shuffled_batches(encoded["train"], settings.max_examples, settings.seed,
+                                            epoch=-1)[0]
 
     with claim(folder):
         check_folder(folder, settings, resume, made_from)
@@ -281,33 +312,28 @@ def train_and_score(settings, folder, device, decode_batch_size, resume=False):
               f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
               + (f"{peak / 2**30:.2f} GiB" if peak else "unknown"), flush=True)
         del model, prefix
-        run = load_run(folder, device)  # what is scored is what was saved
-        decoder = {name: getattr(settings, name) for name in DECODER}
-        score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
-        draw_losses({row_name(settings): [log]}, folder / "loss.png")
-    table, _ = read_split(data_folder, "test")[0]
+        if encoded["test"]:
+            run = load_run(folder, device)  # what is scored is what was saved
+            decoder = {name: getattr(settings, name) for name in DECODER}
+            score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
+        name = f"{settings.mode}, {Path(settings.model).name}, {Path(settings.data).name}"
+        draw_losses({name: [log]}, folder / "loss.png")
+    _, (table, _) = read_examples(data_folder, "test" if encoded["test"] else "train")[0]
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
           f'  python describe.py {folder} "{table}"')
 
 
-def check_possible(settings, model, tokenizer, encoded):
+def check_possible(settings, P, model, tokenizer, encoded):
     """Raises InputError for what would fail hours later: no positions left, an impossible search.
 
     Says so where METEOR will be missing.
     """
-    P = settings.prefix_length if settings.mode == "prefix" else 0
-    longest = 0
-    for prompt, answer in (example for split in encoded.values() for example in split):
-        longest = max(longest, len(prompt) + max(len(answer), settings.max_new_tokens))
-    longest -= 1  # the last token is never read
-    if P + longest > model.config.n_ctx:
-        raise InputError(f"{settings.data} and --max-new-tokens {settings.max_new_tokens} need "
-                         f"{longest} positions, the prefix {P}: more than the {model.config.n_ctx} "
-                         f"that {settings.model} has")
+    if settings.keep == "best" and not encoded["valid"]:
+        raise InputError(f"--keep best: {settings.data} has no validation data to choose by")
     prompts = [prompt for prompt, _ in encoded["test"]]
     check_search(model, prompts, [P] * len(prompts), settings.num_beams, settings.max_new_tokens,
                  settings.length_penalty, banned_tokens(model, tokenizer))
-    if metrics.meteor_data.find() is None:
+    if prompts and metrics.meteor_data.find() is None:
         print(metrics.meteor.HOW_TO_GET)
 
 
@@ -334,10 +360,6 @@ def costs_of_training(log):
     }
 
 
-def row_name(settings):
-    return ", ".join((settings.mode, Path(settings.model).name, Path(settings.data).name))
-
-
 # --------------------------------------------------------------------------------------------------
 # The command
 # --------------------------------------------------------------------------------------------------
@@ -361,6 +383,8 @@ def parse_arguments():
     add("--data", default="e2e", metavar="e2e|sample|DIR",
         help="e2e (downloaded on first use), sample or a folder (default: %(default)s)")
     add("--out", metavar="DIR", help="the run's folder (default: runs/MODE-MODEL-DATA)")
+    add("--max-examples", type=int, metavar="N",
+        help="train on at most so many examples, drawn by the seed (default: all)")
     add("--epochs", type=int, default=5, metavar="N", help="(default: %(default)s)")
     add("--batch-size", type=int, default=10, metavar="N",
         help="examples a step (default: %(default)s)")
@@ -369,6 +393,10 @@ def parse_arguments():
         f"the paper; for a base of fewer than {SMALL // 10**6} million parameters "
         f"{SMALL_LEARNING_RATE['network']} prefix, {SMALL_LEARNING_RATE['direct']} direct prefix, "
         f"{SMALL_LEARNING_RATE['finetune']} finetune)")
+    add("--warmup-steps", type=int, default=0, metavar="N",
+        help="steps in which the learning rate rises first (default: %(default)s)")
+    add("--keep", choices=("last", "best"), default="last", help="the state after the last epoch, "
+        "or after that of the lowest validation loss (default: %(default)s)")
     add("--prefix-length", type=int, nargs="+", default=[5], metavar="P",
         help="one or several: a run each, and a figure of score against length (default: 5)")
     forms = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
@@ -393,13 +421,15 @@ def parse_arguments():
     if "--demo" in given:
         given = [*DEMO.split(), *given]  # what stands last wins
     args = parser.parse_args(given)
-    for name in ("epochs", "batch_size", "prefix_hidden", "max_steps", "lr", "clip", "num_beams",
-                 "max_new_tokens", "decode_batch_size", "prefix_length"):
+    for name in ("epochs", "batch_size", "prefix_hidden", "max_steps", "max_examples", "lr", "clip",
+                 "num_beams", "max_new_tokens", "decode_batch_size", "prefix_length"):
         value = getattr(args, name)
         values = value if isinstance(value, list) else [value]
         if any(value is not None and not 0 < value < math.inf for value in values):
             raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite, but is "
                              f"{' '.join(map(str, values))}")
+    if args.warmup_steps < 0:
+        raise InputError(f"--warmup-steps must be 0 or more, but is {args.warmup_steps}")
     for name in ("seed", "prefix_length"):
         if len(set(values := getattr(args, name))) < len(values):
             raise InputError(f"--{name.replace('_', '-')} {' '.join(map(str, values))}: give each "
@@ -452,6 +482,13 @@ def check_folder(folder, settings, resume, made_from=None):
     check_same(folder, read_settings(folder), asdict(settings) | (made_from or {}))
 
 
+def is_finished(folder):
+    """Whether a run has ended: with its scores or, without a test set, with its figure."""
+    if (folder / "loss.png").exists() and read_settings(folder).get("test_sha256") == "":
+        return True
+    return (folder / "scores.json").exists()
+
+
 def main():
     args = parse_arguments()
     runs = single_runs(args)
@@ -467,11 +504,11 @@ def main():
         for folder, settings in runs.items():
             if len(runs) > 1:
                 print(f"\n--- {folder}", flush=True)
-            if (folder / "scores.json").exists():
+            if is_finished(folder):
                 print(f"{folder} is finished, and is left as it is.")
                 continue
             train_and_score(settings, folder, device, args.decode_batch_size, args.resume)
-        if len(runs) > 1:
+        if len(runs) > 1 and all((folder / "scores.json").exists() for folder in runs):
             compare_runs(runs, next(iter(runs)).parent)
     except KeyboardInterrupt:
         again = [argument for argument in sys.argv if argument != "--resume"]
