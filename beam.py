@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm
 
-from common import InputError, run_command
+from common import InputError, progress_bar, run_command
 from e2e_data import encode_table
 from gpt2 import NAMES, Growing, load_both, pad, pick_device, tokens_without_text
 from prefix import load_prefix
@@ -90,7 +89,8 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     results = [None] * len(prompts)
     # Prompts of similar lengths go together, so that there is little padding in a batch.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    with tqdm(total=len(prompts), desc="decoding", unit=" tables", disable=not progress) as bar:
+    options = {"desc": "decoding", "unit": " tables", "disable": not progress}
+    with progress_bar(total=len(prompts), **options) as bar:
         for at in range(0, len(prompts), batch_size):
             batch = by_length[at : at + batch_size]
             searches = [Search(number) for number in batch]
@@ -278,7 +278,7 @@ def main():
                  banned)
     search = WatchedSearch(0)
     search_batch(model, [prompt], past, [P], [search], args.num_beams, args.max_new_tokens,
-                 args.length_penalty, banned, tqdm(disable=True))
+                 args.length_penalty, banned, progress_bar(disable=True))
     print(f"{args.table}\n\n  sum of log-probabilities, and what was written\n")
     print("\n".join(draw_tree(search, tokenizer)))
 

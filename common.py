@@ -9,6 +9,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).parent  # where models/ and data/ lie, wherever the command was started
 ASIDE = ".new-"  # folders that begin so hold what is being written
 
@@ -58,6 +60,28 @@ def printable(text):
     """Text with its control characters, but for tabs and line ends, as \\x1b and the like."""
     unsafe = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
     return re.sub(unsafe, lambda match: ascii(match[0])[1:-1], text)
+
+
+def progress_bar(**options):
+    """A bar on stderr, as tqdm draws it; in a file or a log, a line every half minute instead."""
+    if sys.stderr.isatty():
+        return tqdm(**options)
+    return tqdm(**options, file=Lines(sys.stderr), mininterval=30)
+
+
+class Lines:
+    """A text stream in which a bar, redrawn from the start of its line, is a line each time."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        line = text.strip("\r\n ")
+        if line:
+            self.stream.write(line + "\n")
+
+    def flush(self):
+        self.stream.flush()
 
 
 @contextmanager

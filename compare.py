@@ -5,6 +5,7 @@
 """
 
 import argparse
+import io
 import json
 import math
 import textwrap
@@ -203,6 +204,12 @@ def new_figure():
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def check_drawing():
+    """Draws an empty figure to nowhere, so that matplotlib's troubles show before any work."""
+    figure, _ = new_figure()
+    figure.savefig(io.BytesIO())
 
 
 def save_figure(figure, path):

@@ -30,6 +30,7 @@ from e2e_data import (SRC1_NAMES, check_length, data_file, decode, encode_exampl
                       find_data, group_by_table, is_known, make_batch, read_examples)
 from gpt2 import GPT2, NAMES, autocast, generate, load_both, model_folder, pick_device
 from prefix import load_prefix, read_adapter, stack_pasts
+from processes import RANK, WORLD, collect
 from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer, read_settings
 
 DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
@@ -117,8 +118,9 @@ def load_runs(sources, device="auto", base=None):
 
 def describe_tables(run, tables, decoder=DECODER, batch_size=64, progress=False):
     """The best sentence for each table, in one line. `decoder`: settings as in DECODER."""
-    found = search_tables(run, tables, run.past, decoder, batch_size, progress=progress)
-    return [sentence for sentence, _ in found]
+    mine = tables[RANK::WORLD]  # of several processes each describes its share
+    found = search_tables(run, mine, run.past, decoder, batch_size, progress=progress)
+    return collect([sentence for sentence, _ in found])
 
 
 def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
@@ -179,6 +181,8 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     groups = group_by_table(example for _, example in examples)
     tables, references = list(groups), list(groups.values())
     outputs = describe_tables(run, tables, decoder, batch_size, progress=True)
+    if RANK > 0:  # one process scores and writes
+        return
     if out is not None:
         paths = Path(out) / "references.txt", Path(out) / "outputs.txt"
         blocks = ["".join(f"{reference}\n" for reference in group) for group in references]

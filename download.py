@@ -9,9 +9,8 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from common import InputError, move_into_place, sha256
+from common import InputError, move_into_place, progress_bar, sha256
 
 STALLED = 20  # seconds without a byte
 PAUSE, LONGEST_PAUSE = 1, 60  # seconds before another try: 1, 4, 16, or what the server asks for
@@ -105,8 +104,8 @@ def receive(url, file, etag):
                 raise Failure("the server has another file now", 0)
             whole, rest = span.rpartition("/")[2], response.length  # "", None: it does not tell
             total = int(whole) if whole.isdecimal() else rest and start + rest
-            with tqdm(desc=etag.stem, total=total, initial=start, unit="B", unit_scale=True,
-                      mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+            with progress_bar(desc=etag.stem, total=total, initial=start, unit="B",
+                              unit_scale=True) as bar:
                 while chunk := response.read1(1 << 16):
                     yield chunk
                     bar.update(len(chunk))

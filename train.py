@@ -13,24 +13,26 @@ import re
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import crc32c
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import metrics
 from beam import banned_tokens, check_search
-from common import ROOT, InputError, run_command, sha256, write_aside, write_json, write_text
-from compare import compare_runs, draw_losses
+from common import (ROOT, InputError, progress_bar, run_command, sha256, write_aside, write_json,
+                    write_text)
+from compare import check_drawing, compare_runs, draw_losses
 from describe import DECODER, add_decoder_arguments, load_run, score_test_set
-from e2e_data import (SPLITS, check_length, data_file, encode_example, find_data, is_known,
-                      make_batch, read_examples, shuffled_batches)
+from e2e_data import (SPLITS, check_length, data_file, encode_example, find_data, make_batch,
+                      read_examples, read_split, shuffled_batches)
 from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_both, load_config,
                   model_folder, pick_device, save_model)
 from prefix import FORMS, HIDDEN, Prefix, activations, count_parameters, save_prefix
+from processes import RANK, WORLD, add_up, join, wait_for_all
 from run_folder import (Settings, check_new, check_same, claim, fingerprint_model,
                         fingerprint_tokenizer, read_settings)
 
@@ -71,16 +73,19 @@ def make_optimizer(trained, lr, n_steps, warmup_steps=0):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float32"):
+def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float32", weight=1.0):
     """One step of training, of `prefix` or, where that is None, of the model. Returns the loss.
 
+    weight     of the tokens with loss in the whole batch, the part that is in `batch`: 1 unless
+               several processes share it
     The loss stays on the device: to read it at each step would make the device wait.
     """
     with autocast(batch.tokens.device, dtype):
-        loss = batch_loss(model, prefix, batch)
+        loss = weight * batch_loss(model, prefix, batch)
     optimizer.zero_grad()  # or gradients would be added to those of the last step
     loss.backward()  # through the frozen layers too: what a prefix does, it does through them
-    trained = (prefix or model).parameters()
+    trained = list((prefix or model).parameters())
+    add_up(parameter.grad for parameter in trained)  # over processes
     torch.nn.utils.clip_grad_norm_(trained, clip)  # a rare large gradient must not undo the rest
     optimizer.step()  # AdamW moves each parameter by about the learning rate
     schedule.step()  # which falls a little
@@ -107,21 +112,24 @@ def train(settings, model, prefix, encoded, validation, folder):
     if settings.keep == "best":
         parts["best"] = copy.deepcopy(trained)
     step, log = load_state(folder, parts, device)
-    write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
+    if RANK == 0:
+        write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
     save_every = max(SAVE_EVERY, 50 * save_state(folder, parts, step, log))  # 2% of the time
     print(f"Step {step:,} of {last_step:,}. What is needed to go on is saved after each epoch and "
           f"every {save_every / 60:.0f} minutes: no more is lost where it stops.", flush=True)
     losses, n_tokens, started = [], 0, time.monotonic()  # since the last line of the log
     batches, saved = None, time.monotonic()
 
-    with tqdm(total=last_step, initial=step, desc="training", unit=" steps") as bar:
+    with progress_bar(total=last_step, initial=step, desc="training", unit=" steps") as bar:
         while step < last_step:
             epoch, at = divmod(step, steps_per_epoch)
             if batches is None or at == 0:
                 batches = shuffled_batches(encoded, settings.batch_size, settings.seed, epoch)
-            batch = make_batch(batches[at], device)
+            share = batches[at][RANK::WORLD]
+            batch = make_batch(share or batches[at], device)
+            weight = count_targets(share) / count_targets(batches[at])  # an empty share: 0
             losses.append(train_step(model, prefix, batch, optimizer, schedule, settings.clip,
-                                     settings.dtype))
+                                     settings.dtype, weight))
             step += 1
             bar.update()
             n_tokens += sum(len(prompt) + len(answer) for prompt, answer in batches[at])
@@ -129,18 +137,20 @@ def train(settings, model, prefix, encoded, validation, folder):
             if step % LOG_EVERY and not is_end:
                 continue
 
+            losses, seconds = torch.stack(losses), time.monotonic() - started
+            add_up([losses])  # each has the part of its process
             check_losses(losses, step, schedule.get_last_lr()[0], folder)
-            loss, seconds = torch.stack(losses).mean().item(), time.monotonic() - started
+            loss = losses.mean().item()
             write_log(folder, log, step=step, epoch=epoch + 1, loss=loss,
                       lr=schedule.get_last_lr()[0], steps=len(losses), tokens=n_tokens,
                       seconds=seconds, peak_memory=peak_memory(device))
             speed = n_tokens / seconds
-            bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s")
+            bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s", False)
             if is_end and validation:
                 loss = validation_loss(model, prefix, validation, settings.dtype)
-                check_losses([torch.tensor(loss)], step, schedule.get_last_lr()[0], folder)
+                check_losses(torch.tensor([loss]), step, schedule.get_last_lr()[0], folder)
                 write_log(folder, log, step=step, epoch=epoch + 1, validation_loss=loss)
-                bar.write(f"epoch {epoch + 1}: validation loss {loss:.4f} a token", file=sys.stderr)
+                bar.write(f"epoch {epoch + 1}: validation loss {loss:.4f} a token")
                 if settings.keep == "best" and best_epoch(log) == epoch + 1:
                     parts["best"].load_state_dict(trained.state_dict())
             if is_end or time.monotonic() - saved > save_every:
@@ -152,6 +162,11 @@ def train(settings, model, prefix, encoded, validation, folder):
         print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
     trained.eval()
     return log
+
+
+def count_targets(encoded):
+    """How many tokens carry loss in examples as `encode_example` gives them."""
+    return sum(len(answer) for _, answer in encoded)
 
 
 def best_epoch(log):
@@ -176,7 +191,7 @@ def validation_loss(model, prefix, encoded, dtype="float32"):
 
 def check_losses(losses, step, lr, folder):
     """Raises InputError where one of the latest losses, up to that of `step`, is not finite."""
-    finite = torch.stack(losses).isfinite().tolist()
+    finite = losses.isfinite().tolist()
     if not all(finite):
         first = step - len(finite) + 1 + finite.index(False)
         raise InputError(f"at step {first:,}, at a learning rate of about {lr:.2g}, the loss is no "
@@ -191,6 +206,8 @@ def save_state(folder, parts, step, log):
     Behind PyTorch's own bytes, which it reads without a check, stands their CRC32C.
     """
     started = time.monotonic()
+    if RANK > 0:
+        return 0.0
     state = {name: part.state_dict() for name, part in parts.items()}
     with write_aside(folder / "training.pt") as path:
         torch.save(state | {"step": step, "log": log}, path)
@@ -230,6 +247,8 @@ def checksum_of(path, size):
 
 def write_log(folder, log, **entry):
     log.append(entry)
+    if RANK > 0:
+        return
     with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(entry, allow_nan=False) + "\n")
 
@@ -262,34 +281,19 @@ def peak_memory(device):
 def train_and_score(settings, folder, device, decode_batch_size, resume=False):
     """A single run: trains, saves, describes the test tables with what was saved, scores them."""
     reset_peak_memory(device)
-    data_folder = find_data(settings.data)
     model, tokenizer = load_both(settings.model, device)
-    made_from = {"model_sha256": fingerprint_model(model),
-                 "vocabulary_sha256": fingerprint_tokenizer(tokenizer)}
-    P = settings.prefix_length if settings.mode == "prefix" else 0
-    encoded = {}
-    for split in SPLITS:
-        path, encoded[split] = data_file(data_folder, split), []
-        if split in WITHOUT and not path.exists():
-            print(f"{path} is missing: {WITHOUT[split]}.")
-            made_from[f"{split}_sha256"] = ""
-            continue
-        for where, example in read_examples(data_folder, split):
-            prompt, answer = encode_example(tokenizer, *example)
-            new_tokens = settings.max_new_tokens if split == "test" else len(answer)
-            check_length(where, P, prompt, new_tokens, model.config.n_ctx, settings.model)
-            encoded[split].append((prompt, answer))
-        made_from[f"{split}_sha256"] = sha256(path)
-        if not is_known(path):
-            print(f"{path} is not one of E2E's published files.")
-    check_possible(settings, P, model, tokenizer, encoded)
+    encoded, made_from = read_data(settings, model, tokenizer)
+    made_from |= {"model_sha256": fingerprint_model(model),
+                  "vocabulary_sha256": fingerprint_tokenizer(tokenizer)}
+    check_possible(settings, model, tokenizer, encoded)
     if settings.max_examples:  # the first batch of an epoch that comes before the others
         encoded["train"] = shuffled_batches(encoded["train"], settings.max_examples, settings.seed,
                                             epoch=-1)[0]
 
-    with claim(folder):
-        check_folder(folder, settings, resume, made_from)
-        write_json(folder / "run.json", asdict(settings) | made_from)
+    with claim(folder) if RANK == 0 else nullcontext():
+        if RANK == 0:
+            check_folder(folder, settings, resume, made_from)
+            write_json(folder / "run.json", asdict(settings) | made_from)
         torch.manual_seed(settings.seed)
         prefix = make_prefix(settings, model, tokenizer) if settings.mode == "prefix" else None
         base_size = count_parameters(model)
@@ -298,13 +302,15 @@ def train_and_score(settings, folder, device, decode_batch_size, resume=False):
         print(f"{settings.mode}: {settings.model} of {base_size:,} parameters on {device}; trained "
               f"{trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate {settings.lr}; "
               f"{len(encoded['train']):,} examples", flush=True)
+        wait_for_all()
         log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
-        if prefix:
+        if prefix and RANK == 0:
             is_published = settings.model in OPENAI_FOLDERS
             base = settings.model if is_published else model_folder(settings.model).resolve()
             save_prefix(prefix, folder, base, made_from)
-        else:
+        elif RANK == 0:
             save_model(model, folder, settings.model)
+        wait_for_all()
 
         costs = {"trained": trained, "kept": kept} | costs_of_training(log)
         peak = costs["peak_memory"]
@@ -312,29 +318,55 @@ def train_and_score(settings, folder, device, decode_batch_size, resume=False):
               f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
               + (f"{peak / 2**30:.2f} GiB" if peak else "unknown"), flush=True)
         del model, prefix
+        if RANK == 0:
+            name = f"{settings.mode}, {Path(settings.model).name}, {Path(settings.data).name}"
+            draw_losses({name: [log]}, folder / "loss.png")
         if encoded["test"]:
             run = load_run(folder, device)  # what is scored is what was saved
             decoder = {name: getattr(settings, name) for name in DECODER}
             score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
-        name = f"{settings.mode}, {Path(settings.model).name}, {Path(settings.data).name}"
-        draw_losses({name: [log]}, folder / "loss.png")
-    _, (table, _) = read_examples(data_folder, "test" if encoded["test"] else "train")[0]
+    split = "test" if encoded["test"] else "train"
+    table, _ = read_split(find_data(settings.data), split)[0]
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
           f'  python describe.py {folder} "{table}"')
 
 
-def check_possible(settings, P, model, tokenizer, encoded):
-    """Raises InputError for what would fail hours later: no positions left, an impossible search.
+def read_data(settings, model, tokenizer):
+    """({split: its examples, encoded}, {name: SHA-256 of each file}).
+
+    Raises InputError for an example that has no room in the model, naming file and line.
+    """
+    folder, encoded, made_from = find_data(settings.data), {}, {}
+    P = settings.prefix_length if settings.mode == "prefix" else 0
+    for split in SPLITS:
+        path, encoded[split] = data_file(folder, split), []
+        if split in WITHOUT and not path.exists():
+            print(f"{path} is missing: {WITHOUT[split]}.")
+            made_from[f"{split}_sha256"] = ""
+            continue
+        for where, example in read_examples(folder, split):
+            prompt, answer = encode_example(tokenizer, *example)
+            n_new = settings.max_new_tokens if split == "test" else len(answer)
+            check_length(where, P, prompt, n_new, model.config.n_ctx, settings.model)
+            encoded[split].append((prompt, answer))
+        made_from[f"{split}_sha256"] = sha256(path)
+    return encoded, made_from
+
+
+def check_possible(settings, model, tokenizer, encoded):
+    """Raises InputError for what would fail hours later: an impossible search, a figure.
 
     Says so where METEOR will be missing.
     """
     if settings.keep == "best" and not encoded["valid"]:
         raise InputError(f"--keep best: {settings.data} has no validation data to choose by")
+    P = settings.prefix_length if settings.mode == "prefix" else 0
     prompts = [prompt for prompt, _ in encoded["test"]]
     check_search(model, prompts, [P] * len(prompts), settings.num_beams, settings.max_new_tokens,
                  settings.length_penalty, banned_tokens(model, tokenizer))
     if prompts and metrics.meteor_data.find() is None:
         print(metrics.meteor.HOW_TO_GET)
+    check_drawing()
 
 
 def make_prefix(settings, model, tokenizer):
@@ -491,6 +523,8 @@ def is_finished(folder):
 
 def main():
     args = parse_arguments()
+    device = pick_device(args.device)
+    join(device)
     runs = single_runs(args)
     if args.resume and not any((folder / "run.json").exists() for folder in runs):
         raise InputError(f"{next(iter(runs))} holds no run to go on with")
@@ -499,7 +533,7 @@ def main():
         raise InputError(f"{out} holds the base or the data; give another --out")
     for folder, settings in runs.items():  # a mistake in the last one shows at once
         check_folder(folder, settings, args.resume)
-    device = pick_device(args.device)
+    wait_for_all()
     try:
         for folder, settings in runs.items():
             if len(runs) > 1:
@@ -508,7 +542,8 @@ def main():
                 print(f"{folder} is finished, and is left as it is.")
                 continue
             train_and_score(settings, folder, device, args.decode_batch_size, args.resume)
-        if len(runs) > 1 and all((folder / "scores.json").exists() for folder in runs):
+        if RANK == 0 and len(runs) > 1 and all((folder / "scores.json").exists()
+                                               for folder in runs):
             compare_runs(runs, next(iter(runs)).parent)
     except KeyboardInterrupt:
         again = [argument for argument in sys.argv if argument != "--resume"]

@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
-from common import run_command  # noqa: E402
+from common import progress_bar, run_command  # noqa: E402
 from describe import load_run  # noqa: E402
 from e2e_data import encode_example, find_data, read_split  # noqa: E402
 from sentences.slots import count  # noqa: E402
@@ -64,7 +63,7 @@ def main():
         run = load_run(name)
         rows[name] = [[] for _ in range(MOST + 1)]
         ends = [[] for _ in range(MOST + 1)]  # of the references: the same for every run
-        for example in tqdm(examples, desc=name, unit=" references"):
+        for example in progress_bar(iterable=examples, desc=name, unit=" references"):
             probabilities = end_probabilities(run, *example).tolist()
             for i, unsaid, is_end in stops(run.tokenizer, *example):
                 rows[name][unsaid].append(probabilities[i])
