@@ -239,8 +239,8 @@ def main():
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder that train.py wrote, or a bare model: tiny, "
         "gpt2-medium, ... or its folder")
-    add("tables", nargs="*", metavar="TABLE", help='such as "name : Blue Spice | Type : pub"; '
-        "without any, and without --data, lines of stdin")
+    add("tables", nargs="*", metavar="TABLE", help='such as "name : Blue Spice | Type : pub" or '
+        '"name[Blue Spice], eatType[pub]"; without any, and without --data, lines of stdin')
     add("--model", metavar="NAME|DIR",
         help="the base to put a prefix before (default: the one that it was trained on)")
     way = parser.add_mutually_exclusive_group().add_argument

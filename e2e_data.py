@@ -190,9 +190,8 @@ def one_line(text):
 def read_table(table):
     """A table in any form -> the form that the model reads. Raises InputError.
 
-    >>> {read_table("name[Cocum], eatType[pub]"), read_table("name : Cocum | Type : pub"),
-    ...  read_table([["name", "Cocum"], ["eatType", "pub"]])}
-    {'name : Cocum | Type : pub'}
+    The same are `name[Cocum], eatType[pub]`, the pairs [["name", "Cocum"], ["eatType", "pub"]], and
+    `name : Cocum | Type : pub`, which stays as it is, but for white space.
     """
     if isinstance(table, (list, tuple)):
         for slot in table:

@@ -1,0 +1,423 @@
+"""Data as other people's programs leave them: whole examples, or one sentence with file and line.
+
+A run's own files say exactly what it scored.
+"""
+
+import csv
+import io
+import json
+import random
+import struct
+import sys
+import tempfile
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import fuzz_data
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import describe
+import metrics
+import train
+from beam import Hypothesis
+from common import InputError
+from e2e_data import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, check_length, encode_table, group_by_table,
+                      linearize, make_batch, read_split, read_table)
+from gpt2 import GPT2Config, load_tokenizer
+
+QUICK = ("--mode", "prefix", "--model", "tiny", "--device", "cpu", "--max-new-tokens", "3",
+         "--num-beams", "1", "--max-steps", "1", "--prefix-form", "direct", "--prefix-length", "2")
+
+
+def read_test(name, content, folder=None):
+    """What a folder with this file alone holds as its test set."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = folder or Path(temporary)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_split(folder, "test")
+
+
+def csv_of(examples, header=("mr", "ref")):
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([header, *examples])
+    return file.getvalue()
+
+
+def jsonl_of(examples):
+    return "".join(json.dumps({"table": table, "text": text}) + "\n" for table, text in examples)
+
+
+# Fuzzing
+
+
+@pytest.mark.parametrize("fuzz", fuzz_data.FUZZERS, ids=lambda fuzz: fuzz.__name__)
+def test_whatever_the_bytes_they_are_read_whole_or_refused(fuzz):
+    for seed in range(80 if fuzz is fuzz_data.fuzz_zip else 150):
+        fuzz(random.Random(seed))
+
+
+# Quotes and blank lines in CSV files
+
+ROWS = ["mr,ref", *(f"name[Place {number}],Place {number} is a pub." for number in range(1, 1001))]
+
+
+@pytest.mark.parametrize("name", [CSV_NAMES["test"], "test.csv"])
+@pytest.mark.parametrize("row, broken", [
+    (500, 'name[Cocum],"Cocum is a pub.'),  # swallows all rows to the end of the file
+    (1000, 'name[Cocum],"Cocum is a pub.'),
+    (3, '"name[Cocum], eatType[pub],Cocum is a pub.'),
+    (7, 'name[Cocum],"Cocum is a "pub".'),
+    (7, 'name[Cocum],"Cocum" is a pub.'),
+])
+def test_a_quote_that_is_not_closed_is_refused_where_it_was_opened(name, row, broken):
+    lines = ROWS[:row] + [broken] + ROWS[row + 1 :]
+    with pytest.raises(InputError, match=f"{name}, line {row + 1}: .*quote"):
+        read_test(name, "\n".join(lines))
+
+
+def test_a_quote_that_a_later_rows_quote_would_close_is_refused_where_it_was_opened():
+    lines = list(ROWS)
+    lines[5] = 'name[Cocum],"Cocum is a pub.'
+    lines[9] = '"name[A], food[B]","A serves B."'
+    with pytest.raises(InputError, match="line 6: .*quote"):
+        read_test("test.csv", "\n".join(lines))
+
+
+def test_errors_below_a_cell_of_several_lines_name_the_line_in_the_file():
+    content = 'mr,ref\nname[A],"one\n\ntwo"\n\nname[B],\n'
+    with pytest.raises(InputError, match="line 6: a text was expected"):
+        read_test("test.csv", content)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n", "\n\n", "\r\n\r\n"])
+@pytest.mark.parametrize("before, after", [("", ""), ("\n\n", "\n\n")])
+def test_blank_lines_and_all_line_ends_of_csv_files_are_read(end, before, after):
+    rows = ["mr,ref", '"name[A], eatType[pub]",A is a pub.', 'name[B],"B, too."']
+    examples = [("name : A | Type : pub", "A is a pub."), ("name : B", "B, too.")]
+    assert read_test("test.csv", before + end.join(rows) + end + after) == examples
+
+
+@pytest.mark.parametrize("line",
+                         [",", '"",""', " , ", "name[A]", "name[A],a,b", " ", ",A is a pub."])
+def test_nothing_but_a_blank_line_is_skipped_in_a_csv_file(line):
+    with pytest.raises(InputError, match="line 3"):
+        read_test("test.csv", f"mr,ref\nname[A],A.\n{line}\nname[B],B.\n")
+
+
+# White space, byte-order marks, control characters
+
+WHITE = [chr(code) for code in range(0x110000) if chr(code).isspace()]
+WHITE += ["\ufeff", "\r\n", "\n\n", "\u2028\n"]
+texts = st.lists(st.tuples(st.sampled_from(WHITE + [" "]), st.text("aé.,'£🍕", min_size=1)),
+                 min_size=1)
+texts = texts.map(lambda parts: "".join(white + word for white, word in parts))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(texts, texts, st.sampled_from(WHITE)), min_size=1, max_size=4))
+def test_every_stretch_of_white_space_within_a_text_is_one_blank(parts):
+    examples = [(f"name[{value}]{white}", f"{white}{text}{white}") for value, text, white in parts]
+    one_line = lambda text: " ".join(text.replace("\ufeff", " ").split())
+    expected = [("name : " + one_line(value.replace("£", " £ ")), one_line(text))
+                for value, text, _ in parts]
+    assert read_test("test.csv", csv_of(examples)) == expected
+    assert read_test("test.jsonl", jsonl_of(examples)) == expected
+    lines = "\n".join(f"{table}||{text}".replace("\n", " ") for table, text in examples)
+    assert read_test(SRC1_NAMES["test"], lines) == expected
+
+
+@pytest.mark.parametrize("name, content", [
+    (SRC1_NAMES["test"], "name : A||A is a pub.\n"),
+    ("test.csv", '"mr","ref"\nname[A],A is a pub.\n'),
+    (CSV_NAMES["test"], "mr,ref\nname[A],A is a pub.\n"),
+    ("test.jsonl", jsonl_of([("name : A", "A is a pub.")])),
+])
+def test_a_byte_order_mark_costs_nothing(name, content):
+    plain = read_test(name, content)
+    assert read_test(name, "\ufeff" + content) == plain == [("name : A", "A is a pub.")]
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x01", "\x1b", "\x7f", "\x80", "\x9b"])
+@pytest.mark.parametrize("in_table", [False, True])
+def test_control_characters_are_refused_by_file_and_line(character, in_table):
+    bad = (f"name : A{character}", "A.") if in_table else ("name : A", f"A{character}.")
+    examples = [("name : B", "B."), bad]
+    src1 = "\n".join(f"{table}||{text}" for table, text in examples)
+    for name, content in ((SRC1_NAMES["test"], src1), ("test.jsonl", jsonl_of(examples))):
+        with pytest.raises(InputError, match=f"{name}, line 2: .*no character of a text"):
+            read_test(name, content)
+    with pytest.raises(InputError, match="test.csv, line 3: "):
+        read_test("test.csv", csv_of(examples))
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "\u2028", "\ufeff", "\x85 \t"])
+def test_a_text_that_is_nothing_but_white_space_is_refused_by_file_and_line(text):
+    for example in ((text, "A."), ("name : A", text)):
+        contents = {"test.csv": csv_of([("name[B]", "B."), example]),
+                    "test.jsonl": jsonl_of([("name[A]", "B."), ("name[B]", "B."), example])}
+        for name, content in contents.items():
+            with pytest.raises(InputError, match=f"{name}, line 3: a text was expected"):
+                read_test(name, content)
+    with pytest.raises(InputError, match="line 2: a text was expected"):
+        read_test(SRC1_NAMES["test"], f"name : A||A.\nname : A||{text}".replace("\n\n", "\n"))
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"table": "name : A", "text": "\\ud800"}', "no character of a text"),
+    ('{"table": "name : A", "text": null}', "a text was expected"),
+    ('{"table": "name : A", "text": NaN}', "a text was expected"),
+    ('{"table": "name : A", "text": ["A."]}', "a text was expected"),
+    ('{"table": {}, "text": "A."}', "a text was expected"),
+    ('{"table": {"name": null}, "text": "A."}', "pair of texts"),
+    ('{"table": {"name": {"a": "b"}}, "text": "A."}', "pair of texts"),
+    ('{"table": ["name"], "text": "A."}', "pair of texts"),
+    ('{"table": ["ab", "cd"], "text": "A."}', "pair of texts"),
+    ('{"table": [["name", "A", "B"]], "text": "A."}', "pair of texts"),
+    ('{"table": [["", "A"]], "text": "A."}', "was expected"),
+    ('{"table": "name : A", "text": "A."', "not JSON"),
+    ('{"table": "name : A"} {"text": "A."}', "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    ('["name : A", "A."]', "keys mr,ref were expected"),
+    ('[["table", "name : A"], ["text", "A."]]', "keys mr,ref were expected"),
+    ('{"table": "name : A", "Text": "A."}', "keys mr,ref were expected"),
+    ('{"table": "name : A", "text": "A.", "text": "B."}', "keys mr,ref were expected"),
+    ('{"table": "name : A", "text": "A.", "mr": "name[B]", "ref": "B."}',
+     "keys mr,ref were expected"),
+])
+def test_a_line_of_json_that_is_no_example_is_refused_by_its_line(line, message):
+    with pytest.raises(InputError, match=f"test.jsonl, line 3: .*{message}"):
+        read_test("test.jsonl", jsonl_of([("name[A]", "A.")]) + "\n" + line)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("text", [
+    "name : " + " " * 10**6 + "x | Type : pub", "name[" + " " * 10**6 + "x], eatType[pub]",
+    "name[x]," + "\n" * 10**6 + "eatType[pub]"
+])
+def test_a_million_blanks_in_a_table_cost_nothing(text):
+    tokenizer = load_tokenizer("tiny")
+    assert encode_table(tokenizer, text) == encode_table(tokenizer, "name : x | Type : pub")
+
+
+@pytest.mark.parametrize("text", [
+    "a" * 10**6, "[" * 10**6, "], " * 300_000, "name[x]," + " " * 10**6 + "x", "a[" * 300_000,
+    "|" * 10**6, " | " * 300_000
+])
+def test_a_long_text_that_is_no_table_is_refused_at_once(text):
+    for parse in (linearize, read_table):
+        with pytest.raises(InputError) as refused:
+            parse(text)
+        assert len(str(refused.value)) < 1000
+
+
+def zip_of(content, how=zipfile.ZIP_DEFLATED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        archive.writestr(f"e2e-dataset/{CSV_NAMES['test']}", content)
+    return file.getvalue()
+
+
+def with_claimed_size(content, size):
+    """A zip with another unpacked size, in both places where it is written."""
+    local, central = content.index(b"PK\x03\x04"), content.index(b"PK\x01\x02")
+    for at in (local + 22, central + 24):
+        content = content[:at] + struct.pack("<I", size) + content[at + 4 :]
+    return content
+
+
+BOMB = zip_of(b"mr,ref\n" + b"\n" * 60_000_000)
+BOMBS = {
+    "honest": BOMB,
+    "claims to be small": with_claimed_size(BOMB, 1000),
+    "claims the most that is allowed": with_claimed_size(BOMB, 100 * len(BOMB)),
+    "bzip2": zip_of(b"mr,ref\n" + b"\n" * 60_000_000, zipfile.ZIP_BZIP2),
+    "bzip2 that claims to be small": with_claimed_size(
+        zip_of(b"\n" * 60_000_000, zipfile.ZIP_BZIP2), 1000),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_zip_that_inflates_beyond_reason_is_refused_in_little_memory(kind):
+    assert len(BOMBS[kind]) < 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=f"{ZIP_NAME} is damaged"):
+            read_test(ZIP_NAME, BOMBS[kind])
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_zip_with_a_wrong_checksum_is_refused():
+    content = zip_of(csv_of([("name[A]", "A is a pub.")]), zipfile.ZIP_STORED)
+    assert read_test(ZIP_NAME, content) == [("name : A", "A is a pub.")]
+    assert zlib.crc32(b"A is a pub.") != zlib.crc32(b"A is a bar.")
+    with pytest.raises(InputError, match="is damaged"):
+        read_test(ZIP_NAME, content.replace(b"A is a pub.", b"A is a bar."))
+
+
+# What is too long for the model
+
+
+def write_split(folder, split, lines):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}.jsonl").write_text(jsonl_of(lines), encoding="utf-8")
+
+
+GOOD = ("name : A | Type : pub", "A is a pub.")
+
+
+@pytest.mark.parametrize("split, long, message", [
+    ("train", ("name : " + "A b " * 600, "A."), "a prefix of 2, a table of [0-9,]+ and a sente"),
+    ("valid", ("name : A", "A b " * 600), "more than the 512 that tiny has"),
+    ("test", ("name : " + "A b " * 600, "A."), "a sentence of 3 tokens"),
+])
+def test_what_is_too_long_for_the_model_is_named_by_file_and_line(tmp_path, monkeypatch, split,
+                                                                  long, message):
+    for name in ("train", "valid", "test"):
+        write_split(tmp_path / "data", name, [GOOD] * 2 + [long if name == split else GOOD])
+    monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, "--data", str(tmp_path / "data"),
+                                      "--out", str(tmp_path / "run")])
+    with pytest.raises(InputError, match=f"{split}.jsonl, line 3: .*{message}"):
+        train.main()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_long_reference_is_no_obstacle_for_it_is_never_read_by_the_model(tmp_path, monkeypatch):
+    for name in ("train", "valid", "test"):
+        write_split(tmp_path / "data", name,
+                    [GOOD, ("name : B", "A b " * 600 if name == "test" else "B.")])
+    monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, "--data", str(tmp_path / "data"),
+                                      "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(metrics, "evaluate",
+                        lambda references, outputs: dict.fromkeys(metrics.METRICS, 0.5))
+    train.main()
+    assert (tmp_path / "run" / "scores.json").exists()
+
+
+@given(st.integers(0, 5), st.integers(1, 9), st.integers(1, 9))
+def test_too_long_is_what_the_model_would_have_to_read_beyond_its_last_position(
+        P, length, new_tokens):
+    batch = make_batch([([1] * length, [2] * new_tokens)])
+    needed = P + batch.tokens.shape[1]
+    check_length("here", P, [1] * length, new_tokens, needed, "tiny")
+    with pytest.raises(InputError,
+                       match=f"here: a prefix of {P}, .* more than the {needed - 1} that tiny has"):
+        check_length("here", P, [1] * length, new_tokens, needed - 1, "tiny")
+
+
+def describe_main(monkeypatch, *arguments, stdin=""):
+    data = stdin if isinstance(stdin, bytes) else stdin.encode()
+    monkeypatch.setattr(sys, "argv", [
+        "describe.py", "tiny", *map(str, arguments), "--device", "cpu", "--num-beams", "1",
+        "--max-new-tokens", "3"
+    ])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
+    describe.main()
+
+
+def test_a_long_table_is_named_by_its_number_and_in_a_data_set_by_its_line(tmp_path, monkeypatch):
+    long = "name : " + "A b " * 600
+    with pytest.raises(InputError, match="2 has [0-9,]+ tokens"):
+        describe_main(monkeypatch, "name : A", long)
+    write_split(tmp_path, "test", [GOOD, GOOD, (long, "A.")])
+    with pytest.raises(InputError, match="test.jsonl, line 3: .*more than the 512 that tiny has"):
+        describe_main(monkeypatch, "--data", tmp_path)
+
+
+def test_tables_on_stdin_may_begin_with_a_byte_order_mark_and_must_be_utf_8(monkeypatch, capsys):
+    describe_main(monkeypatch, "name : Café | Type : pub", "name[B]")
+    expected = capsys.readouterr().out
+    describe_main(monkeypatch, stdin="\ufeffname : Café |\u2028Type : pub \r\n\r\n \nname[B]")
+    assert capsys.readouterr().out == expected and expected.count("\n") == 2
+    with pytest.raises(InputError, match="stdin, line 2: not UTF-8"):
+        describe_main(monkeypatch, stdin=b"name : A\nname : Caf\xe9\n")
+
+
+@pytest.mark.parametrize("table", [
+    "", " ", "Cocum", "name(Cocum)", "name[Cocum", "name: Cocum", "name : A | pub", "name : A\x00",
+    "name : \udcff", "name[A],eatType[pub]"
+])
+def test_what_is_no_table_is_refused_and_never_described(monkeypatch, capsys, table):
+    with pytest.raises(InputError):
+        describe_main(monkeypatch, "name : A", table)
+    assert capsys.readouterr().out == ""
+
+
+# A run's own files
+
+pieces = st.sampled_from(WHITE + list("aB.,\"'<>|[]é\u202e") + ["<|endoftext|>", "&lt;"])
+hostile = st.lists(pieces, min_size=1).map("".join)
+sentences = hostile.filter(lambda text: text.replace("\ufeff", "").strip())
+written = st.text(st.characters(exclude_categories=["Cs"]))  # what a model writes may be anything
+
+
+def score(monkeypatch, folder, groups, outputs):
+    """The run's own (references, outputs) where a model of that many tables writes `outputs`.
+
+    Real are all that reads, writes and scores; only the model's answers are put in its place.
+    """
+    (folder / "data").mkdir()
+    (folder / "out").mkdir()
+    examples = [(f"name : {number}", text) for number, group in enumerate(groups) for text in group]
+    (folder / "data" / "test.jsonl").write_text(jsonl_of(examples), encoding="utf-8")
+    tokenizer = SimpleNamespace(decode=lambda tokens: outputs[tokens[0]], eot_token=0,
+                                encode_ordinary=lambda text: list(text.encode()), n_vocab=256)
+    weight = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    model = SimpleNamespace(wte=SimpleNamespace(weight=weight),
+                            config=GPT2Config(256, 1024, 1, 1, 1))
+    run = describe.Run({"mode": "prefix", "model": "tiny", "seed": 0, "dtype": "float32"},
+                       tokenizer, model, None)
+    scored = []
+
+    def evaluate(references, outputs):
+        scored.append((references, outputs))
+        return dict.fromkeys(metrics.METRICS, 0.5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(describe, "banned_tokens", lambda model, tokenizer: [])
+        patch.setattr(describe, "beam_search", lambda model, prompts, past=None, **_: [
+            [Hypothesis([number], 0.0)] for number in range(len(prompts))])
+        patch.setattr(describe.metrics, "evaluate", evaluate)
+        describe.score_test_set(run, str(folder / "data"), describe.DECODER, 64, folder / "out")
+    return scored[0]
+
+
+def check_own_files(monkeypatch, groups, outputs):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        references, scored_outputs = score(monkeypatch, folder, groups, outputs)
+        paths = folder / "out" / "references.txt", folder / "out" / "outputs.txt"
+        (corpus,) = metrics.read_corpora(paths[0], paths[1:])
+        assert (corpus.references, corpus.outputs) == (references, scored_outputs)
+        own = list(group_by_table(read_split(folder / "data", "test")).values())
+        assert references == own == [
+            [" ".join(text.replace("\ufeff", " ").split()) for text in group] for group in groups
+        ]
+        unmarked = lambda texts: [text.removeprefix("\ufeff").strip() for text in texts]
+        assert unmarked(scored_outputs) == unmarked(" ".join(output.split()) for output in outputs)
+
+
+groups = st.lists(sentences, min_size=1, max_size=3)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None,
+          max_examples=60)
+@given(st.lists(st.tuples(groups, written), min_size=2, max_size=4))
+def test_a_runs_own_files_read_by_the_scorer_hold_what_the_run_scored(monkeypatch, parts):
+    check_own_files(monkeypatch, [group for group, _ in parts], [output for _, output in parts])
+
+
+@pytest.mark.xfail(strict=True,
+                   raises=InputError,
+                   reason="needs a scorer that takes several references without a "
+                   "blank line for one group where there is one output")
+def test_the_files_of_a_run_with_a_single_test_table_hold_what_it_scored(monkeypatch):
+    check_own_files(monkeypatch, [["A is a pub.", "A, a pub.", "Pub: A."]], ["A is a pub ."])
