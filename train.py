@@ -283,8 +283,8 @@ def train_and_score(settings, folder, device, decode_batch_size, resume=False):
         del model, prefix
         run = load_run(folder, device)  # what is scored is what was saved
         decoder = {name: getattr(settings, name) for name in DECODER}
-        score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
         draw_losses({row_name(settings): [log]}, folder / "loss.png")
+        score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
     table, _ = read_split(data_folder, "test")[0]
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
           f'  python describe.py {folder} "{table}"')
@@ -464,8 +464,9 @@ def main():
         for folder, settings in runs.items():
             if len(runs) > 1:
                 print(f"\n--- {folder}", flush=True)
-            if (folder / "scores.json").exists():
-                print(f"{folder} is finished, and is left as it is.")
+            if (folder / "scores.json").exists():  # it is written last
+                with claim(folder):  # a kill may have left what was written aside
+                    print(f"{folder} is finished, and is left as it is.")
                 continue
             train_and_score(settings, folder, device, args.decode_batch_size, args.resume)
         if len(runs) > 1:
