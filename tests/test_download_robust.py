@@ -510,6 +510,21 @@ def test_where_the_process_that_fetches_is_killed_the_next_one_goes_on(path):
     assert server.asked[0] is None and server.asked[1] > 100_000
 
 
+def test_the_locks_file_is_removed_before_the_lock_is_released(path, monkeypatch):
+    """Else it could be removed while the next process holds it, and a third would make its own."""
+    there = []
+
+    class Watched(download_module.FileLock):
+        def release(self, force=False):
+            there.append(os.path.exists(self.lock_file))
+            super().release(force)
+
+    monkeypatch.setattr(download_module, "FileLock", Watched)
+    with Server(good(SMALL)) as server:
+        download(server.url, path)
+    assert there and not any(there)
+
+
 def test_many_at_once_with_failures_among_them_end_in_one_right_file(path):
     """Whoever fails releases the lock and removes its file: no two ever write at once."""
     draw = random.Random(0)
