@@ -5,8 +5,8 @@
 A run is killed (SIGKILL: nothing can be tidied up) before its n-th file operation, in the midst of
 its n-th write, or at a random moment, often several times, and is then started again as the README
 says: with --resume, or without it where run.json had not been written yet. It must end in the same
-files to the bit, and leave nothing half-written behind. Of two processes in one folder one must win.
-Needs fork, so Linux or macOS.
+files to the bit, and leave nothing half-written behind. Of two processes in one folder one must
+win. Needs fork, so Linux or macOS.
 """
 
 import argparse
@@ -176,7 +176,7 @@ def start(arguments, out, says, n=None, signal_number=signal.SIGKILL):
 
 
 def end(process, after=None):
-    """Waits for the end of a process, or kills it `after` so many seconds; its status, -9 if killed."""
+    """Waits for the end of a process, or kills it `after` so many seconds; returns its status."""
     killing, deadline = time.monotonic() + (after or LIMIT), time.monotonic() + LIMIT
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -241,7 +241,10 @@ def differences(folder, truth):
 
 
 def kill_and_go_on(arguments, out, says, draw, kills, n_operations, seconds):
-    """Starts a run, kills it up to `kills` times, and lets it end. Returns (sentences, kills, story)."""
+    """Starts a run, kills it up to `kills` times, and lets it end.
+
+    Returns (sentences on what is wrong, how often it was killed, how that went).
+    """
     n_killed, story = 0, []
     while True:
         again = ["--resume"] if (out / "run.json").exists() else []
