@@ -39,8 +39,8 @@ def download(url, path, expected_sha256=None, expected_size=None):
             is_size = expected_size in (None, part.stat().st_size)
             if not is_size or expected_sha256 not in (None, sha256(part)):
                 part.unlink()
-                raise InputError(f"{url}: what was downloaded is not the known file (by its size or "
-                                 "SHA-256); try again later")
+                raise InputError(f"{url}: what was downloaded is not the known file (its size or "
+                                 "SHA-256 differs); try again later")
             move_into_place(part, path)
     except OSError as error:  # of the disk: those of the network are Failures
         raise InputError(f"{path.parent}/, where {url} shall lie, cannot be written to "

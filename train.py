@@ -539,7 +539,8 @@ def main():
             if len(runs) > 1:
                 print(f"\n--- {folder}", flush=True)
             if is_finished(folder):
-                print(f"{folder} is finished, and is left as it is.")
+                with claim(folder) if RANK == 0 else nullcontext():  # removes what a kill left
+                    print(f"{folder} is finished, and is left as it is.")
                 continue
             train_and_score(settings, folder, device, args.decode_batch_size, args.resume)
         if RANK == 0 and len(runs) > 1 and all((folder / "scores.json").exists()

@@ -1,4 +1,4 @@
-"""Downloads from servers that fail in every way: each ends in the whole file, or in one sentence."""
+"""Downloads from servers that fail in every way end in the whole file, or in one sentence."""
 
 import contextlib
 import hashlib
@@ -36,8 +36,8 @@ def sha256(content):
 class Server:
     """A server that gives its n-th connection the n-th answer, and its last answer to all others.
 
-    An answer is a function of the first byte that was asked for (0 without a Range), and gives the
-    bytes to send, or (bytes, how to end).
+    An answer is a function of the first byte that was asked for (0 without a Range); it gives
+    (the bytes to send,) or (the bytes to send, how to end).
     """
 
     def __init__(self, *answers):
@@ -76,12 +76,12 @@ class Server:
                 if not received:
                     return
                 request += received
-                if not request.startswith(b"G"):  # the start of TLS, which this server does not speak
+                if not request.startswith(b"G"):  # TLS, which this server does not speak
                     break
             found = re.search(rb"(?i)\r\nRange: bytes=(\d+)-\r\n", request)
             self.asked.append(int(found[1]) if found else None)
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-            sent, end = (*answer(int(found[1]) if found else 0), None)[:2] if callable(answer) else answer
+            sent, end = (*answer(self.asked[-1] or 0), None)[:2]
             connection.sendall(sent)
             if end == STALL:
                 self.over.wait(5)
@@ -90,21 +90,21 @@ class Server:
 
 
 def message(status, body=b"", **headers):
-    lines = [f"HTTP/1.1 {status}", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
-    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
 
 
 def good(content=CONTENT, cut=None, end=None, **headers):
     """What a server does that is as it should be; but `cut` bytes of its answer alone may come."""
 
     def answer(start):
-        if start >= len(content):
-            return message("416 Range Not Satisfiable", Content_Range=f"bytes */{len(content)}"), end
-        if not start:
-            sent = message("200 OK", content, Content_Length=len(content), **headers)
-        else:
-            sent = message("206 Partial Content", content[start:], Content_Length=len(content) - start,
-                           Content_Range=f"bytes {start}-{len(content) - 1}/{len(content)}", **headers)
+        size = len(content)
+        if start >= size:
+            return message("416 Range Not Satisfiable", Content_Range=f"bytes */{size}"), end
+        its_headers = {"Content_Length": size - start} | headers
+        if start:
+            its_headers["Content_Range"] = f"bytes {start}-{size - 1}/{size}"
+        sent = message("206 Partial Content" if start else "200 OK", content[start:], **its_headers)
         return sent[:cut], end
 
     return answer
@@ -199,8 +199,8 @@ def test_a_server_that_sends_nothing_new_is_asked_a_few_times_and_what_came_is_k
 
 
 def test_a_chunked_answer_that_is_cut_is_gone_on_with_to_the_byte(path):
-    chunked = message("200 OK", b"20\r\n" + SMALL[:32] + b"\r\n14\r\n" + SMALL[32:] + b"\r\n0\r\n\r\n",
-                      Transfer_Encoding="chunked")
+    chunks = b"20\r\n" + SMALL[:32] + b"\r\n14\r\n" + SMALL[32:] + b"\r\n0\r\n\r\n"
+    chunked = message("200 OK", chunks, Transfer_Encoding="chunked")
     head = chunked.index(b"20\r\n")
     for cut in range(head, len(chunked)):
         with Server(lambda start: (chunked[:cut],), good(SMALL)) as server:
@@ -216,7 +216,7 @@ def test_a_busy_server_is_asked_again(path, status):
     assert path.read_bytes() == CONTENT
 
 
-def test_a_server_is_asked_again_when_it_says_but_a_long_wait_is_left_to_the_user(path, monkeypatch):
+def test_a_server_is_asked_again_when_it_says_but_not_after_a_long_wait(path, monkeypatch):
     pauses = []
     monkeypatch.setattr(download_module, "LONGEST_PAUSE", 60)
     monkeypatch.setattr(download_module.time, "sleep", pauses.append)
@@ -236,7 +236,7 @@ def test_a_server_is_asked_again_when_it_says_but_a_long_wait_is_left_to_the_use
 
 
 @pytest.mark.parametrize("span", [
-    "bytes 4-51/52", "bytes 6-51/52", "bytes 50-51/52", "bytes 55-51/52", "5-51/52", "nonsense", ""])
+    "bytes 4-51/52", "bytes 6-51/52", "bytes 50-51/52", "bytes 55-51/52", "5-51/52", "no", ""])
 def test_a_range_that_was_not_asked_for_is_never_added(path, span):
     path.parent.mkdir()
     path.with_name("file.part").write_bytes(SMALL[:5])
@@ -252,11 +252,13 @@ def test_a_range_that_was_not_asked_for_is_never_added(path, span):
 
 
 def test_a_range_that_ends_before_the_file_does_is_followed_by_the_next(path):
-    pieces = lambda start: (message(
-        "206 Partial Content", SMALL[start : start + 7], Content_Range=f"bytes {start}-{start + 6}/52"),)
+    def pieces(start):
+        span = f"bytes {start}-{start + 6}/52"
+        return (message("206 Partial Content", SMALL[start : start + 7], Content_Range=span),)
+
     with Server(good(SMALL, cut=len(good(SMALL)(0)[0]) - 50), pieces) as server:
         download(server.url, path)
-    assert path.read_bytes() == SMALL and server.asked == [None, *range(2, 52, 7), 51][: len(server.asked)]
+    assert path.read_bytes() == SMALL and server.asked == [None, *range(2, 52, 7)]
 
 
 @pytest.mark.parametrize("length", [1, 51, 53, 10**9, -3, "nonsense", ""])
@@ -290,7 +292,7 @@ def test_nothing_is_no_file(path, headers):
 
 @pytest.mark.parametrize("first, second", [('"a"', '"b"'), ('W/"a"', 'W/"b"')])
 @pytest.mark.parametrize("one_call", [True, False])
-def test_a_file_that_changed_on_the_server_between_two_parts_is_fetched_anew(path, first, second, one_call):
+def test_a_file_that_changed_on_the_server_is_fetched_anew(path, first, second, one_call):
     old, new = SMALL, SMALL.upper()
     cut = len(good(old, ETag=first)(0)[0]) - 20
     if one_call:
@@ -313,7 +315,7 @@ def test_a_file_that_did_not_change_on_the_server_is_gone_on_with_by_the_next_co
     assert path.read_bytes() == SMALL and names(path.parent) == ["file"] and server.asked == [32]
 
 
-def test_a_part_that_is_longer_than_the_file_is_thrown_away_and_one_that_is_whole_becomes_the_file(path):
+def test_a_part_that_is_too_long_is_thrown_away_and_one_that_is_whole_becomes_the_file(path):
     path.parent.mkdir()
     for part, asked in ((b"?" * 53, [53, None]), (b"?" * 99, [99, None]), (SMALL, [52])):
         path.with_name("file.part").write_bytes(part)
@@ -323,7 +325,7 @@ def test_a_part_that_is_longer_than_the_file_is_thrown_away_and_one_that_is_whol
         path.unlink()
 
 
-@pytest.mark.parametrize("known", [(sha256(SMALL),), (None, len(SMALL)), (sha256(SMALL), len(SMALL))])
+@pytest.mark.parametrize("known", [(sha256(SMALL),), (None, 52), (sha256(SMALL), 52)])
 def test_another_file_than_the_known_one_is_refused_and_removed(path, known):
     for content in (SMALL + b"?", SMALL[:-1], b"log in, please" * 9):
         with Server(good(content)) as server:
@@ -397,8 +399,9 @@ def test_a_redirect_is_followed_with_the_range(path):
 
 
 @pytest.mark.parametrize("proxy", [
-    "http://proxy.invalid:port", "proxy.invalid", "http://", "://", "http://[::1", "socks5://127.0.0.1:1",
-    "http://user:p%zz@127.0.0.1:1", "127.0.0.1:99999", "http://127.0.0.1:-1", "http://a..b:1", "ü" * 70])
+    "http://proxy.invalid:port", "proxy.invalid", "http://", "://", "http://[::1", "ü" * 70,
+    "socks5://127.0.0.1:1", "http://user:p%zz@127.0.0.1:1", "127.0.0.1:99999",
+    "http://127.0.0.1:-1", "http://a..b:1"])
 def test_a_proxy_that_is_nonsense_is_one_sentence(path, proxy, monkeypatch):
     monkeypatch.setenv("http_proxy", proxy)
     monkeypatch.setenv("https_proxy", proxy)
@@ -437,7 +440,8 @@ def start(url, path, before=""):
 @posix
 def test_a_disk_that_takes_no_more_is_one_sentence_and_what_came_is_kept(path):
     with Server(good()) as server:
-        process = start(server.url, path, "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000,) * 2)")
+        limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000))"
+        process = start(server.url, path, limit)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 1 and "Traceback" not in errors
         last = errors.splitlines()[-1]
@@ -456,7 +460,8 @@ def test_a_folder_that_may_not_be_written_to_is_one_sentence_that_names_it():
         process = start(server.url, path, "if os.geteuid() == 0: os.setuid(65534)")
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1 and errors.count("\n") == 1, errors
-    assert errors.startswith(f"error: {path.parent}/, where {server.url} shall lie, cannot be written")
+    where = f"error: {path.parent}/, where {server.url} shall lie, cannot be written to (Permission"
+    assert errors.startswith(where)
     assert server.asked == []
 
 
@@ -510,6 +515,21 @@ def test_where_the_process_that_fetches_is_killed_the_next_one_goes_on(path):
     assert server.asked[0] is None and server.asked[1] > 100_000
 
 
+def test_the_locks_file_is_removed_before_the_lock_is_released(path, monkeypatch):
+    """Else it could be removed while the next process holds it, and a third would make its own."""
+    there = []
+
+    class Watched(download_module.FileLock):
+        def release(self, force=False):
+            there.append(os.path.exists(self.lock_file))
+            super().release(force)
+
+    monkeypatch.setattr(download_module, "FileLock", Watched)
+    with Server(good(SMALL)) as server:
+        download(server.url, path)
+    assert there and not any(there)
+
+
 def test_many_at_once_with_failures_among_them_end_in_one_right_file(path):
     """Whoever fails releases the lock and removes its file: no two ever write at once."""
     draw = random.Random(0)
@@ -540,13 +560,14 @@ def test_many_at_once_with_failures_among_them_end_in_one_right_file(path):
 
 
 def bad_day(draw, content, etag):
-    """A random answer of a server that is honest about what it sends, over a network that is not well."""
+    """A random answer of a server that is honest, over a network that is not well."""
     cut = draw.randrange(len(good(content, ETag=etag)(0)[0]) + 1)
     return draw.choice([
-        good(content, cut, ETag=etag), good(content, cut, RESET, ETag=etag), good(content, cut, ETag=etag),
+        good(content, cut, ETag=etag), good(content, cut, RESET, ETag=etag),
         lambda start: good(content, cut, ETag=etag)(0),  # knows no ranges
-        always("503 Busy"), always("429 Wait", Retry_After="0"), always("404 Gone"), lambda start: (b"",),
-        lambda start: (b"garbage\r\n",), always("200 OK", b"<html>", Content_Type="text/html"),
+        always("503 Busy"), always("429 Wait", Retry_After="0"), always("404 Gone"),
+        lambda start: (b"",), lambda start: (b"garbage\r\n",),
+        always("200 OK", b"<html>", Content_Type="text/html"),
         always("416 No"), lambda start: good(content, ETag=etag)(start + 1), REFUSED["loop"],
     ])
 
