@@ -1,13 +1,17 @@
-"""What the tests share: where the shared data lie, small random models, and the same as Hugging Face builds them."""
+"""What the tests share: the shared data, small random models, the same as others build them."""
 
+import io
 import os
 import random
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +19,9 @@ sys.path.insert(0, str(ROOT))
 
 import gpt2  # noqa: E402
 import prefix as prefix_module  # noqa: E402
+import train  # noqa: E402
 from bench.twins import hugging_face_twin, peft_twin  # noqa: E402, F401
+from common import run_command  # noqa: E402
 
 
 def shared_folder():
@@ -26,40 +32,58 @@ def shared_folder():
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of the shared data (E2E, GPT-2's vocabulary, a TensorFlow checkpoint, official scores)."""
+    """The folder of the shared data: E2E, GPT-2's vocabulary, a TensorFlow checkpoint, scores."""
     if shared_folder() is None:
-        pytest.skip("the shared data are not here: ../shared/data, or where PREFIX_TUNING_SHARED points")
+        pytest.skip("the shared data are not here: ../shared/data, or where PREFIX_TUNING_SHARED "
+                    "points")
     return shared_folder()
 
 
 @pytest.fixture(scope="session")
 def small_vocabulary(tmp_path_factory):
-    """A folder with vocab.json and merges.txt of 300 tokens, trained on a few sentences; <|endoftext|> is token 0."""
+    """A folder with vocab.json and merges.txt of 300 tokens; <|endoftext|> is token 0."""
     from tokenizers import ByteLevelBPETokenizer
 
     folder = tmp_path_factory.mktemp("vocabulary")
     tokenizer = ByteLevelBPETokenizer()
-    sentences = ["The Vaults is a family friendly pub.", "A café near the Rice Boat, a restaurant for £20-25."]
-    tokenizer.train_from_iterator(sentences * 9, vocab_size=300, show_progress=False, special_tokens=["<|endoftext|>"])
+    sentences = ["The Vaults is a family friendly pub.",
+                 "A café near the Rice Boat, a restaurant for £20-25."]
+    tokenizer.train_from_iterator(sentences * 9, vocab_size=300, show_progress=False,
+                                  special_tokens=["<|endoftext|>"])
     tokenizer.save_model(str(folder))
     return folder
+
+
+# --------------------------------------------------------------------------------------------------
+# Random models
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_float64():
+    """What is made in this test is made in float64 where nothing else is said."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def random_config(seed, n_ctx=48):
     """A small configuration, another one for each seed."""
     draw = random.Random(seed)
     n_head = draw.randint(1, 4)
-    return gpt2.GPT2Config(n_vocab=draw.randint(5, 90), n_ctx=n_ctx, n_embd=n_head * draw.choice([2, 4, 6, 8, 16]),
-                           n_head=n_head, n_layer=draw.randint(1, 3))
+    return gpt2.GPT2Config(n_vocab=draw.randint(5, 90), n_ctx=n_ctx,
+                           n_embd=n_head * draw.choice([2, 4, 6, 8, 16]), n_head=n_head,
+                           n_layer=draw.randint(1, 3))
 
 
 @torch.no_grad()
 def randomise(module, seed):
-    """Gives every parameter, biases and norms too, numbers so large that none of them is without effect."""
+    """Gives every parameter, biases and norms too, numbers so large that none is without effect."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         is_scale = ".ln_" in f".{name}" and name.endswith("weight")
-        parameter.copy_(is_scale + 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        numbers = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.copy_(is_scale + 0.3 * numbers)
     return module
 
 
@@ -68,10 +92,10 @@ def random_model(config, seed, dtype=torch.float64):
     return randomise(gpt2.GPT2(config), seed).to(dtype).eval()
 
 
-def random_prefix(config, seed, length=None, hidden=12, dtype=torch.float64):
-    """A reparameterised prefix with random weights, of length 1 to 6."""
+def random_prefix(config, seed, length=None, hidden=12, form="network", dtype=torch.float64):
+    """A prefix with random weights, of length 1 to 6."""
     length = length or random.Random(seed).randint(1, 6)
-    return randomise(prefix_module.Prefix(config, length, hidden), seed).to(dtype)
+    return randomise(prefix_module.Prefix(config, length, hidden, form), seed).to(dtype)
 
 
 def random_past(config, length, batch, seed, dtype=torch.float64):
@@ -87,21 +111,111 @@ def random_prompts(seed, n_vocab, lengths):
     return [[draw.randrange(n_vocab - 1) for _ in range(length)] for length in lengths]
 
 
+def random_examples(seed, n_vocab, count=7):
+    """Examples as `encode_example` gives them, of random lengths."""
+    lengths = random.Random(seed).choices(range(1, 12), k=2 * count)
+    tokens = random_prompts(seed, n_vocab, lengths)
+    return list(zip(tokens[:count], tokens[count:]))
+
+
+# --------------------------------------------------------------------------------------------------
+# The same by others
+# --------------------------------------------------------------------------------------------------
+
+
 def pad_right(prompts):
     """(tokens int [B, T], mask bool [B, T] that is False on the padding)."""
-    tokens = nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
 
 
+def hugging_face_loss(twin, examples):
+    """The mean loss over the answers of (prompt, answer), by a model of Hugging Face's or PEFT's.
+
+    They compute their own loss in float32; the same from their float64 logits hides no small
+    difference.
+    """
+    tokens, mask = pad_right([prompt + answer for prompt, answer in examples])
+    labels = tokens.masked_fill(~mask, -100)
+    for row, (prompt, _) in zip(labels, examples):
+        row[: len(prompt)] = -100
+    output = twin(input_ids=tokens, attention_mask=mask.long(), labels=labels)
+    loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert_close(loss, output.loss.double(), 1e-5)
+    return loss
+
+
+def by_pefts_names(prefix):
+    """The parameters of a prefix under the names that PEFT's encoder gives them."""
+    return {name.replace("networks.0.", "transform."): parameter
+            for name, parameter in prefix.named_parameters()}
+
+
 def assert_close(ours, truth, tolerance=1e-9):
-    """The largest difference of two tensors is at most `tolerance`, relative to the truth where that is above 1."""
+    """Two tensors differ by at most `tolerance`, relative to the truth where that is above 1."""
     assert ours.shape == truth.shape
     worst = ((ours - truth).abs() / truth.abs().clamp(min=1)).max().item()
     assert worst <= tolerance, f"the largest difference is {worst:.3g}"
 
 
+# --------------------------------------------------------------------------------------------------
+# Commands
+# --------------------------------------------------------------------------------------------------
+
+
 def run_python(*arguments, **options):
     """Runs Python in the repository's folder, as a user would; returns the completed process."""
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, encoding="utf-8",
-                          **options)
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True,
+                          encoding="utf-8", **options)
+
+
+def run_here(main, *arguments, stdin=""):
+    """Runs a module's main() in this process, which is quicker; error is None or what it said."""
+    stdout, stderr, error = io.StringIO(), io.StringIO(), None
+    with (pytest.MonkeyPatch.context() as patched, redirect_stdout(stdout),
+          redirect_stderr(stderr)):
+        patched.setattr("sys.argv", ["command", *map(str, arguments)])
+        patched.setattr("sys.stdin", io.StringIO(stdin))
+        try:
+            run_command(main)
+        except SystemExit as ended:
+            error = ended.code
+    return SimpleNamespace(error=error, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """A part of the sample: 60 examples to train on, 8 to validate with, 12 test tables."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    folder.mkdir()
+    for split, first in (("train", 60), ("valid", 8), ("test", 56)):
+        text = (ROOT / "data" / "sample" / f"src1_{split}.txt").read_text(encoding="utf-8")
+        lines = text.splitlines(keepends=True)[:first]
+        (folder / f"src1_{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+DECODER = ("--num-beams", 2, "--max-new-tokens", 12)  # quick
+
+
+@pytest.fixture(scope="session")
+def prefix_run(tmp_path_factory, small_data):
+    """(folder, process) of a run of a few steps, in a process of its own."""
+    folder = tmp_path_factory.mktemp("runs") / "prefix"
+    done = run_python("train.py", "--mode", "prefix", "--model", "tiny", "--data", small_data,
+                      "--device", "cpu", *DECODER, "--max-steps", 12, "--prefix-length", 3,
+                      "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="session")
+def finetune_run(tmp_path_factory, small_data):
+    """(folder, what came) of a run of a few steps."""
+    folder = tmp_path_factory.mktemp("runs") / "finetune"
+    done = run_here(train.main, "--mode", "finetune", "--model", "tiny", "--data", small_data,
+                    "--device", "cpu", *DECODER, "--max-steps", 12, "--out", folder)
+    assert done.error is None, done.error
+    return folder, done

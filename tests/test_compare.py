@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run_python
+from conftest import run_here
 
 import compare
 from common import InputError
@@ -12,10 +12,12 @@ from common import InputError
 def write_run(folder, bleu, **settings):
     """The files of a finished run that `compare` reads."""
     folder.mkdir(parents=True)
-    defaults = {"mode": "prefix", "model": "tiny", "data": "e2e", "prefix_length": 5, "prefix_form": "network",
-                "lr": 1e-3, "epochs": 5, "seed": len(list(folder.parent.iterdir()))}
+    defaults = {"mode": "prefix", "model": "tiny", "data": "e2e", "prefix_length": 5,
+                "prefix_form": "network", "lr": 1e-3, "epochs": 5,
+                "seed": len(list(folder.parent.iterdir()))}
     scores = {"BLEU": bleu, "NIST": 8.0, "METEOR": None, "ROUGE_L": 0.7, "CIDEr": 2.0}
-    costs = {"trained": 1000, "kept": 10, "seconds_per_step": bleu, "tokens_per_second": 100.0, "peak_memory": 2**30}
+    costs = {"trained": 1000, "kept": 10, "seconds_per_step": bleu, "tokens_per_second": 100.0,
+             "peak_memory": 2**30}
     log = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "validation_loss": 2.5}]
     (folder / "run.json").write_text(json.dumps(defaults | settings))
     (folder / "scores.json").write_text(json.dumps(scores | {"costs": costs}))
@@ -23,67 +25,97 @@ def write_run(folder, bleu, **settings):
     return folder
 
 
+def write_runs(folder, changes, bleu=0.5):
+    """The finished runs of such settings, read again."""
+    first = len(list(folder.iterdir()))
+    return [compare.read_run(write_run(folder / str(number), bleu, **change))
+            for number, change in enumerate(changes, first)]
+
+
 def test_seeds_become_a_mean_and_a_spread(tmp_path):
     runs = [compare.read_run(write_run(tmp_path / str(bleu), bleu)) for bleu in (0.60, 0.66, 0.63)]
-    (mean, spread) = compare.score_rows(compare.group_runs(runs))
-    assert mean[0] == "prefix 5, tiny, e2e, mean of 3 seeds" and spread[0].strip() == "highest - lowest"
+    mean, spread = compare.score_rows(compare.group_runs(runs))
+    assert mean[0] == "prefix 5, tiny, e2e, mean of 3 seeds"
+    assert spread[0].strip() == "highest - lowest"
     assert mean[1]["BLEU"] == pytest.approx(0.63) and spread[1]["BLEU"] == pytest.approx(0.06)
-    assert mean[1]["METEOR"] is None and spread[1]["NIST"] == 0
+    assert mean[1]["METEOR"] is None and spread[1]["METEOR"] is None and spread[1]["NIST"] == 0
 
 
 def test_runs_of_other_settings_are_groups_of_their_own(tmp_path):
-    changes = [{}, {"prefix_length": 10}, {"prefix_form": "direct"}, {"model": "gpt2"}, {"data": "sample"},
-               {"mode": "finetune"}, {"lr": 0.5}, {"epochs": 9}]
-    runs = [compare.read_run(write_run(tmp_path / str(i), 0.5, **change)) for i, change in enumerate(changes)]
-    assert len(compare.group_runs(runs)) == len(changes)
+    changes = [{}, {"prefix_length": 10}, {"prefix_form": "direct"}, {"model": "gpt2"},
+               {"data": "sample"}, {"mode": "finetune"}, {"lr": 0.5}, {"epochs": 9}]
+    groups = compare.group_runs(write_runs(tmp_path, changes))
+    assert [len(runs) for runs in groups.values()] == [1] * len(changes)
 
 
 def test_a_label_names_what_distinguishes_the_runs_of_a_mode_and_stays_short(tmp_path):
     words = "<|endoftext|> name : Cocum | Type : pub<|endoftext|> Cocum is a pub" + 20 * " ."
-    changes = [{"lr": 0.1, "prefix_words": words}, {"mode": "finetune", "lr": 1e-3, "prefix_words": None}]
-    runs = [compare.read_run(write_run(tmp_path / str(i), 0.5, **change)) for i, change in enumerate(changes)]
+    runs = write_runs(tmp_path, [{"lr": 0.1, "prefix_words": words},
+                                 {"mode": "finetune", "lr": 1e-3, "prefix_words": None}])
     assert list(compare.group_runs(runs)) == ["prefix 5, tiny, e2e", "finetune, tiny, e2e"]
-    changes = [{"prefix_words": None}, {"prefix_words": words}, {"prefix_words": words + " !"}]
-    runs += [compare.read_run(write_run(tmp_path / f"p{i}", 0.5, **change)) for i, change in enumerate(changes)]
+    runs += write_runs(tmp_path, [{"prefix_words": None}, {"prefix_words": words},
+                                  {"prefix_words": words + " !"}])
     labels = list(compare.group_runs(runs))
     assert len(labels) == 5 and all(len(label) < 100 for label in labels)
     assert labels[0].startswith("prefix 5, tiny, e2e, lr 0.1, prefix_words <|endoftext|> name")
     assert labels[1] == "prefix 5, tiny, e2e, lr 0.001"
 
 
-def test_prefixes_stand_by_their_length_and_fine_tuning_last_in_whatever_order_they_are_given(tmp_path):
-    changes = [{"mode": "finetune"}, {"prefix_length": 10}, {"prefix_length": 50}, {"prefix_length": 3}]
-    runs = [compare.read_run(write_run(tmp_path / str(i), 0.5, **change)) for i, change in enumerate(changes)]
+def test_prefixes_stand_by_their_length_and_fine_tuning_last(tmp_path):
+    """In whatever order they are given: a shell sorts length-10 before length-3."""
+    runs = write_runs(tmp_path, [{"mode": "finetune"}, {"prefix_length": 10},
+                                 {"prefix_length": 50}, {"prefix_length": 3}])
     labels = [label.split(",")[0] for label in compare.group_runs(runs)]
     assert labels == ["prefix 3", "prefix 10", "prefix 50", "finetune"]
 
 
 def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):
     folders = [write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.6, prefix_length=10)]
-    done = run_python("compare.py", *folders, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = run_here(compare.main, *folders, "--out", tmp_path)
+    assert done.error is None, done.error
     assert "prefix 5, tiny, e2e    50.00" in done.stdout
     costs = [line.split()[-3] for line in done.stdout.splitlines()[-5:-2]]
     assert costs == ["0.500", "0.600", "1.20"]  # seconds a step of both, and their ratio
     for figure in ("losses.png", "curve.png"):
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
+        assert str(tmp_path / figure) in done.stdout
 
 
-def test_the_curve_has_a_line_for_each_setting_and_a_point_for_each_length(tmp_path, monkeypatch):
-    kinds = [(0.6, 10, "network"), (0.5, 1, "network"), (0.61, 10, "network"), (0.68, 10, "network"), (0.7, 3, "direct")]
-    runs = [compare.read_run(write_run(tmp_path / str(i), bleu, prefix_length=length, prefix_form=form))
-            for i, (bleu, length, form) in enumerate(kinds)]
-    figures = []
-    monkeypatch.setattr(compare, "save", lambda figure, path: figures.append(figure))
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn in this test, in place of their files."""
+    drawn = []
+    monkeypatch.setattr(compare, "save_figure", lambda figure, path: drawn.append(figure))
+    return drawn
+
+
+def test_the_curve_has_a_line_for_each_setting_and_a_point_for_each_length(tmp_path, figures):
+    kinds = [(0.6, 10, "network"), (0.5, 1, "network"), (0.61, 10, "network"),
+             (0.68, 10, "network"), (0.7, 3, "direct")]
+    runs = [compare.read_run(write_run(tmp_path / str(number), bleu, prefix_length=length,
+                                       prefix_form=form))
+            for number, (bleu, length, form) in enumerate(kinds)]
     compare.draw_curve(compare.group_runs(runs), tmp_path / "curve.png")
     (axes,) = figures[0].axes
-    drawn = {bars.get_label(): (*map(list, bars.lines[0].get_data()), bars.lines[2][0].get_segments())
+    drawn = {bars.get_label(): (*map(list, bars.lines[0].get_data()),
+                                bars.lines[2][0].get_segments())
              for bars in axes.containers}
     assert list(drawn) == ["tiny, e2e, prefix_form network", "tiny, e2e, prefix_form direct"]
     lengths, means, spreads = drawn["tiny, e2e, prefix_form network"]
     assert lengths == [1, 10] and means == pytest.approx([50, 63])
     assert spreads[1][:, 1] == pytest.approx([60, 68])
     assert drawn["tiny, e2e, prefix_form direct"][:2] == ([3], pytest.approx([70]))
+
+
+def test_of_each_runs_losses_those_of_training_are_a_line_and_those_of_validation_dots(tmp_path,
+                                                                                       figures):
+    groups = compare.group_runs(write_runs(tmp_path, [{}, {}, {"mode": "finetune"}]))
+    logs = {label: [run.log for run in runs] for label, runs in groups.items()}
+    compare.draw_losses(logs, tmp_path / "losses.png")
+    (axes,) = figures[0].axes
+    drawn = [(line.get_marker(), [*zip(*line.get_data())]) for line in axes.lines]
+    assert drawn == 3 * [("None", [(1, 3.0), (2, 2.0)]), ("o", [(2, 2.5)])]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(groups)
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The E2E data: read right, linearised as Li & Liang did, batched with the loss where the paper has it."""
+"""The E2E data: read right, linearised as Li & Liang did, the loss where they have it."""
 
 import doctest
 import shutil
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import e2e_data
 from common import InputError
-from e2e_data import (NO_LOSS, ZIP_NAME, encode_example, encode_table, find_data, group_by_table, is_known, linearize,
-                      make_batch, read_split, shuffled_batches)
+from e2e_data import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, data_file, encode_example, encode_table,
+                      find_data, group_by_table, is_known, linearize, make_batch, read_split,
+                      shuffled_batches)
 from gpt2 import load_tokenizer
 
 SIZES = {"train": (42061, 4862), "valid": (4672, 547), "test": (4693, 630)}
@@ -22,6 +23,11 @@ SIZES = {"train": (42061, 4862), "valid": (4672, 547), "test": (4693, 630)}
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer("tiny")
+
+
+# --------------------------------------------------------------------------------------------------
+# Finding and reading
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", SIZES)
@@ -41,24 +47,31 @@ def test_official_csv_files_read_like_the_zip_that_holds_them(shared, tmp_path):
 
 
 def test_known_files_are_told_from_altered_ones(shared, tmp_path):
-    for name in ("src1_train.txt", "src1_valid.txt", "src1_test.txt", ZIP_NAME):
+    for name in (*SRC1_NAMES.values(), ZIP_NAME):
         assert is_known(shared / "e2e" / name)
     content = (shared / "e2e" / "src1_test.txt").read_bytes()
     (tmp_path / "src1_test.txt").write_bytes(content.replace(b"Blue Spice", b"Blue spice", 1))
     assert not is_known(tmp_path / "src1_test.txt")
 
 
-def test_every_test_sentence_is_a_reference_of_its_table(shared):
-    examples = read_split(shared / "e2e", "test")
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("xyz")), max_size=20))
+def test_every_sentence_is_a_reference_of_its_table_and_tables_keep_their_order(examples):
     groups = group_by_table(examples)
     assert sum(map(len, groups.values())) == len(examples)
-    assert all(sentence in groups[table] for table, sentence in examples)
+    for table in groups:
+        assert groups[table] == [sentence for other, sentence in examples if other == table]
+    first = [examples.index((table, sentences[0])) for table, sentences in groups.items()]
+    assert first == sorted(first)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["name", "food", "near"]), st.text("ab c'é£-&", min_size=1)), min_size=1))
+SLOTS = st.tuples(st.sampled_from(["name", "food", "near"]), st.text("ab c'é£-&", min_size=1))
+
+
+@given(st.lists(SLOTS, min_size=1))
 def test_linearize_keeps_every_slot_and_lets_pounds_and_hyphens_stand_alone(slots):
     table = linearize(", ".join(f"{key}[{value}]" for key, value in slots))
-    shown = [slot.split(" : ", 1) if " : " in slot else (slot.removesuffix(" :"), "") for slot in table.split(" | ")]
+    shown = [slot.split(" : ", 1) if " : " in slot else (slot.removesuffix(" :"), "")
+             for slot in table.split(" | ")]
     assert [key for key, _ in shown] == [key for key, _ in slots]
     for (_, value), (_, original) in zip(shown, slots):
         assert value.replace(" ", "") == original.replace(" ", "")
@@ -72,13 +85,16 @@ def test_a_broken_meaning_representation_is_refused(broken):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("src1_test.txt", "name : a||b\nname : c\n", "src1_test.txt, line 2: `table||sentence` was expected"),
+    ("src1_test.txt", "name : a||b\nname : c\n",
+     "src1_test.txt, line 2: `table||sentence` was expected"),
     ("src1_test.txt", "name : a||\n", "line 1"),
     ("src1_test.txt", "\n\n", "is empty"),
     ("src1_test.txt", "name : a||Caf\xe9".encode("latin-1"), "line 1: not UTF-8"),
     ("testset_w_refs.csv", "mr,text\n", "line 1: the columns mr,ref were expected"),
-    ("testset_w_refs.csv", 'mr,ref\n"name[a], food[b]",good\nname(a),bad\n', "line 3: `key.value.*`"),
+    ("testset_w_refs.csv", 'mr,ref\n"name[a], food[b]",good\nname(a),bad\n',
+     "line 3: `key.value.*`"),
     ("testset_w_refs.csv", "mr,ref\nname[a]\n", "line 2: a table and a sentence were expected"),
+    ("testset_w_refs.csv", "mr,ref\n", "has no rows"),
     (ZIP_NAME, "no zip", "is damaged"),
     ("notes.txt", "", "has no test data"),
 ])
@@ -93,20 +109,48 @@ def test_an_unknown_data_set_is_refused():
         find_data("no-such-folder")
 
 
-def test_a_folder_with_both_forms_is_read_as_the_papers_files(tmp_path):
-    (tmp_path / "src1_test.txt").write_text("name : a||the paper's\n")
-    (tmp_path / "testset_w_refs.csv").write_text("mr,ref\nname[a],the official\n")
-    assert read_split(tmp_path, "test") == [("name : a", "the paper's")]
+def write_forms(folder, *names):
+    """Files of one example each, whose sentence is the file's name."""
+    for name in names:
+        text = f"name : a||{name}\n" if name.endswith("txt") else f"mr,ref\nname[a],{name}\n"
+        (folder / name).write_text(text)
 
 
-def test_an_example_is_table_end_sentence_end_and_only_sentence_and_last_end_carry_loss(tokenizer):
+def test_a_folder_with_both_forms_is_wholly_read_as_the_papers_files(tmp_path):
+    write_forms(tmp_path, *SRC1_NAMES.values(), *CSV_NAMES.values())
+    (tmp_path / ZIP_NAME).write_bytes(b"never opened")
+    for split, name in SRC1_NAMES.items():
+        assert data_file(tmp_path, split) == tmp_path / name
+        assert read_split(tmp_path, split) == [("name : a", name)]
+
+
+@pytest.mark.parametrize("present, missing", [
+    (["src1_test.txt", "trainset.csv"], "src1_train.txt"),
+    (["src1_train.txt", "testset_w_refs.csv", "trainset.csv"], "src1_test.txt"),
+    (["testset_w_refs.csv", ZIP_NAME], "trainset.csv"),
+])
+def test_a_folder_is_never_read_in_two_forms(tmp_path, present, missing):
+    """Train and test of different forms would be trained on one text and scored on another."""
+    write_forms(tmp_path, *present)
+    split = "test" if "test" in missing else "train"
+    with pytest.raises(InputError, match=f"has {present[0]}, but no {missing}"):
+        read_split(tmp_path, split)
+
+
+# --------------------------------------------------------------------------------------------------
+# From text to batches
+# --------------------------------------------------------------------------------------------------
+
+
+def test_an_example_is_table_end_sentence_end_and_loss_is_on_sentence_and_last_end(tokenizer):
     table, sentence = "name : The Mill | food : Thai", "The Mill serves Thai food . "
-    tokens, targets = make_batch([encode_example(tokenizer, table, sentence)])
+    batch = make_batch([encode_example(tokenizer, table, sentence)])
     end = "<|endoftext|>"
-    assert tokenizer.decode(tokens[0].tolist()) == f" {table}{end} {sentence.strip()}"
-    assert tokenizer.decode(targets[0][targets[0] != NO_LOSS].tolist()) == f" {sentence.strip()}{end}"
-    without = len(encode_table(tokenizer, table)) - 1  # the prompt's last token asks for the sentence's first
-    assert (targets[0] == NO_LOSS).tolist() == [True] * without + [False] * (len(targets[0]) - without)
+    assert tokenizer.decode(batch.tokens[0].tolist()) == f" {table}{end} {sentence.strip()}"
+    assert tokenizer.decode(batch.targets.tolist()) == f" {sentence.strip()}{end}"
+    # The prompt's last token asks for the sentence's first.
+    first = len(encode_table(tokenizer, table)) - 1
+    assert batch.wanted.tolist() == list(range(first, first + len(batch.targets)))
 
 
 TOKENS = st.lists(st.integers(1, 9), min_size=1)
@@ -114,17 +158,22 @@ TOKENS = st.lists(st.integers(1, 9), min_size=1)
 
 @given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1))
 def test_a_batch_holds_every_example_and_every_target_is_the_next_token(encoded):
-    tokens, targets = make_batch(encoded)
+    batch = make_batch(encoded)
+    places = batch.places[batch.wanted].tolist()  # in B * T
+    T, pairs = batch.tokens.shape[1], list(zip(places, batch.targets.tolist()))
+    expected = []
     for row, (prompt, answer) in enumerate(encoded):
-        example = torch.tensor(prompt + answer)
-        assert torch.equal(tokens[row, : len(example) - 1], example[:-1])
-        counted = targets[row] != NO_LOSS
-        assert counted.sum() == len(answer)
-        assert torch.equal(targets[row, counted], example[1:][counted[: len(example) - 1]])
+        example = prompt + answer
+        assert batch.tokens[row, : len(example) - 1].tolist() == example[:-1]
+        expected += [(row * T + at - 1, example[at]) for at in range(len(prompt), len(example))]
+    assert pairs == expected  # each stands at the token before it, and none is left out
+    assert batch.tokens.flatten()[batch.places].tolist() == [
+        token for prompt, answer in encoded for token in (prompt + answer)[:-1]]
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 3), st.integers(0, 3))
-def test_each_epoch_holds_every_example_once_in_an_order_that_seed_and_epoch_decide(n, batch_size, seed, epoch):
+def test_each_epoch_holds_every_example_once_in_an_order_that_seed_and_epoch_decide(
+        n, batch_size, seed, epoch):
     batches = shuffled_batches(list(range(n)), batch_size, seed, epoch)
     assert sorted(sum(batches, [])) == list(range(n))
     assert all(len(batch) == batch_size for batch in batches[:-1])
@@ -134,11 +183,15 @@ def test_each_epoch_holds_every_example_once_in_an_order_that_seed_and_epoch_dec
         assert batches != shuffled_batches(list(range(n)), batch_size, seed + 1, epoch)
 
 
-def test_the_example_in_the_docstring_is_true():
+def test_the_examples_in_the_docstrings_are_true():
     assert doctest.testmod(e2e_data) == (0, 2)
 
 
 def test_the_command_shows_the_tokens_that_carry_loss():
     shown = run_python("e2e_data.py", "--data", "sample").stdout
-    assert "test" in shown and "'<|endoftext|>'" in shown
     assert shown.split("train")[1].split()[0] == "2,000"
+    rows = shown[shown.index("position") :].splitlines()[1:]
+    tokens = [row[12:34].strip() for row in rows]
+    targets = [row[34:].strip() for row in rows]
+    end = tokens.index("'<|endoftext|>'")
+    assert set(targets[:end]) == {"-"} and targets[end:] == [*tokens[end + 1 :], "'<|endoftext|>'"]

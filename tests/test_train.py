@@ -1,221 +1,483 @@
-"""The whole road: training does what it says, and what a run writes gives the same sentences again."""
+"""Training does what it says: step by step, from a seed, and from wherever it was stopped."""
 
+import dataclasses
 import hashlib
 import json
+import random
 import shutil
 
 import pytest
 import torch
-from conftest import ROOT, assert_close, hugging_face_twin, random_config, random_model, random_prefix, run_python
+from conftest import (DECODER, ROOT, assert_close, by_pefts_names, hugging_face_loss,
+                      hugging_face_twin, peft_twin, random_config, random_examples, random_model,
+                      random_prefix, run_here, run_python)
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
-import metrics
-from beam import banned_tokens
+import train
+from beam import beam_search
 from common import InputError
-from e2e_data import encode_table, group_by_table, make_batch, read_split
-from gpt2 import load_tokenizer
-from train import PUBLISHED, example_loss, load_run, parse_arguments, train, validation_loss
+from e2e_data import make_batch
+from gpt2 import load_config, load_model, load_tokenizer
+from prefix import Prefix
 
-SETTINGS = {"lr": 1e-2, "batch_size": 2, "epochs": 2, "max_steps": None, "seed": 0, "clip": 1.0, "dtype": "float32"}
-QUICK = ("--model", "tiny", "--data", "sample", "--device", "cpu", "--max-new-tokens", "12", "--num-beams", "2")
+CPU = torch.device("cpu")
+MODES = ("network", "per-layer", "direct", "finetune")  # the forms of a prefix, and no prefix
+QUICK = ("--model", "tiny", "--device", "cpu", *DECODER)
 
 
-@pytest.fixture
-def small_run():
-    """Settings, a small model, a prefix, and seven examples."""
+def settings(mode="network", **changes):
+    """The settings of a training of two epochs of four steps."""
+    first = train.Settings(
+        mode="finetune" if mode == "finetune" else "prefix", model="tiny", data="sample", epochs=2,
+        lr=1e-2, batch_size=2, prefix_length=3, prefix_form="network", prefix_hidden=12,
+        prefix_words=None, clip=1.0, max_steps=None, seed=0, dtype="float32", num_beams=2,
+        length_penalty=1.0, max_new_tokens=12)
+    form = "network" if mode == "finetune" else mode
+    return dataclasses.replace(first, prefix_form=form, **changes)
+
+
+def small_parts(mode="network", dtype=torch.float64):
+    """(model, prefix or None, seven examples), the same at each call."""
     config = random_config(3)
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda n: torch.randint(config.n_vocab, (n,), generator=generator).tolist()
-    encoded = [(draw(4 + i % 3), draw(3 + i % 4)) for i in range(7)]
-    model = random_model(config, 3, torch.float32)
-    return dict(SETTINGS), model, random_prefix(config, 3, dtype=torch.float32), encoded
+    prefix = None
+    if mode != "finetune":
+        prefix = random_prefix(config, 3, form=mode, dtype=dtype)
+    return random_model(config, 3, dtype), prefix, random_examples(3, config.n_vocab)
 
 
-@pytest.fixture(scope="module")
-def prefix_run(tmp_path_factory):
-    """A run of a few steps from the command line."""
-    folder = tmp_path_factory.mktemp("runs") / "prefix"
-    done = run_python("train.py", "--mode", "prefix", *QUICK, "--max-steps", 12, "--prefix-length", 3, "--out", folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+def copy_of(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-@pytest.fixture(scope="module")
-def finetune_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "finetune"
-    done = run_python("train.py", "--mode", "finetune", *QUICK, "--max-steps", 12, "--out", folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+def losses_of(log, name="loss"):
+    return [entry[name] for entry in log if name in entry]
 
 
-def test_the_loss_is_the_cross_entropy_of_hugging_faces_logits_over_the_sentences_alone():
-    model = random_model(random_config(1), 1)
-    examples = [([1, 2, 3], [2, 4]), ([2], [1, 1, 3])]
-    log_probs = []
-    for prompt, sentence in examples:
-        logits = hugging_face_twin(model)(torch.tensor([prompt + sentence])).logits[0]
-        log_probs += [logits[len(prompt) - 1 + i].log_softmax(-1)[token] for i, token in enumerate(sentence)]
-    assert_close(example_loss(model, None, *make_batch(examples)), -torch.stack(log_probs).mean())
+# --------------------------------------------------------------------------------------------------
+# A step
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["prefix", "finetune"])
-def test_only_what_the_mode_trains_changes_and_the_loss_falls(small_run, tmp_path, mode):
-    settings, model, prefix, encoded = small_run
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    log = train(settings | {"epochs": 20}, model, prefix if mode == "prefix" else None, encoded, encoded, tmp_path)
-    changed = any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+@pytest.mark.parametrize("mode", ["network", "direct", "finetune"])
+def test_the_loss_is_hugging_faces_over_the_sentences_alone(mode):
+    model, prefix, examples = small_parts(mode)
+    twin, log_probs = hugging_face_twin(model), []
+    if prefix:
+        twin = peft_twin(twin, prefix)
+    for prompt, answer in examples:
+        logits = twin(torch.tensor([prompt + answer])).logits[0]
+        for at, token in enumerate(answer, len(prompt)):
+            log_probs.append(logits[at - 1].log_softmax(-1)[token])
+    loss = train.batch_loss(model, prefix, make_batch(examples))
+    assert_close(loss, -torch.stack(log_probs).mean())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_torch_compile_sees_the_loss_as_one_graph(mode):
+    model, prefix, examples = small_parts(mode, torch.float32)
+    batch = make_batch(examples)
+    explained = torch._dynamo.explain(train.batch_loss)(model, prefix, batch)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_size_in_a_step_depends_on_what_is_on_the_device(mode):
+    """Or the host would wait for the device in each step. There are no numbers on "meta"."""
+    model, prefix, examples = small_parts(mode, torch.float32)
+    model, prefix = model.to("meta"), prefix and prefix.to("meta")
+    batch = make_batch(examples, "meta")
+    loss = train.batch_loss(model.requires_grad_(prefix is None), prefix, batch)
+    loss.backward()
+    assert loss.is_meta
+    assert all(parameter.grad is not None for parameter in (prefix or model).parameters())
+
+
+def test_one_step_follows_the_gradient_of_its_own_batch_alone():
+    """Gradients of the step before are gone: two steps are two steps of fresh optimisers' first."""
+    model, prefix, examples = small_parts("direct")
+    optimizer = torch.optim.SGD(prefix.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    for batch in (make_batch(examples[:3]), make_batch(examples[3:])):
+        before = prefix.embedding.weight.detach().clone()
+        (gradient,) = torch.autograd.grad(train.batch_loss(model, prefix, batch),
+                                          prefix.parameters())
+        train.train_step(model, prefix, batch, optimizer, schedule, clip=1e9)
+        assert_close(prefix.embedding.weight.detach(), before - 0.1 * gradient, 1e-12)
+
+
+# --------------------------------------------------------------------------------------------------
+# The loop
+# --------------------------------------------------------------------------------------------------
+
+
+def train_independently(twin, examples, validation, of):
+    """The losses of all steps, those after each epoch, and the norms of all gradients."""
+    trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=of.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0)
+    steps_per_epoch = (len(examples) + of.batch_size - 1) // of.batch_size
+    n_steps, step = of.max_steps or steps_per_epoch * of.epochs, 0
+    losses, validation_losses, norms = [], [], []
+    for epoch in range(of.epochs):
+        order = list(range(len(examples)))
+        random.Random(f"{of.seed} {epoch}").shuffle(order)
+        for at in range(0, len(order), of.batch_size):
+            if step == n_steps:
+                break
+            loss = hugging_face_loss(twin, [examples[i] for i in order[at : at + of.batch_size]])
+            gradients = torch.autograd.grad(loss, trained)
+            norms.append(sum((gradient**2).sum() for gradient in gradients).sqrt().item())
+            for parameter, gradient in zip(trained, gradients):
+                parameter.grad = gradient * min(1, of.clip / (norms[-1] + 1e-6))
+            optimizer.param_groups[0]["lr"] = of.lr * (1 - step / n_steps)
+            optimizer.step()
+            step += 1
+            losses.append(loss.item())
+        with torch.no_grad():
+            validation_losses.append(hugging_face_loss(twin, validation).item())
+    return losses, validation_losses, norms
+
+
+@pytest.mark.parametrize("mode", ["network", "direct", "finetune"])
+@pytest.mark.parametrize("seed, max_steps", [(1, None), (2, None), (3, 7)])
+def test_every_loss_and_all_final_parameters_are_those_of_a_loop_around_peft_or_hugging_face(
+        mode, seed, max_steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    model, prefix, examples = small_parts(mode)
+    validation = random_examples(4, model.config.n_vocab)
+    clip = {"network": 0.6, "direct": 0.15, "finetune": 5.0}[mode]
+    of = settings(mode, seed=seed, max_steps=max_steps, clip=clip)
+    twin = hugging_face_twin(model)
+    if prefix:
+        twin = peft_twin(twin, prefix)
+    truth = train_independently(twin, examples, validation, of)
+    log = train.train(of, model, prefix, examples, validation, tmp_path)
+
+    losses, validation_losses, norms = truth
+    assert len(losses) == (max_steps or 8)
+    assert min(norms) < clip < max(norms)  # or clipping would go untested
+    assert_close(torch.tensor(losses_of(log)), torch.tensor(losses))
+    assert_close(torch.tensor(losses_of(log, "validation_loss")), torch.tensor(validation_losses))
+    if prefix:
+        ours, truth = by_pefts_names(prefix), twin.prompt_encoder["default"].named_parameters()
+    else:
+        ours, truth = dict(model.named_parameters()), twin.transformer.named_parameters()
+    truth = dict(truth)
+    assert ours.keys() == truth.keys()
+    for name, parameter in ours.items():
+        assert_close(parameter.detach(), truth[name].detach())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_what_the_mode_trains_changes_and_the_loss_falls(mode, tmp_path):
+    model, prefix, examples = small_parts(mode, torch.float32)
+    before = copy_of(model)
+    of = settings(mode, epochs=20, lr=0.1 if mode == "direct" else 1e-2)
+    log = train.train(of, model, prefix, examples, examples, tmp_path)
+    changed = any(not torch.equal(tensor, before[name])
+                  for name, tensor in model.state_dict().items())
     assert changed == (mode == "finetune")
-    losses = [entry["validation_loss"] for entry in log if "validation_loss" in entry]
+    losses = losses_of(log, "validation_loss")
     assert len(losses) == 20 and losses[-1] < 0.9 * losses[0]
-    if mode == "prefix":
+    if prefix:
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_learning_rate_falls_linearly_to_zero(small_run, tmp_path):
-    settings, model, prefix, encoded = small_run
-    log = train(settings | {"epochs": 10}, model, prefix, encoded, encoded, tmp_path)  # 4 batches an epoch
+def test_the_log_has_every_step_and_a_learning_rate_that_falls_linearly_to_zero(tmp_path):
+    model, prefix, examples = small_parts()
+    log = train.train(settings(epochs=10), model, prefix, examples, examples, tmp_path)
     rates = {entry["step"]: entry["lr"] for entry in log if "lr" in entry}
-    assert rates == pytest.approx({step: 1e-2 * (1 - step / 40) for step in rates}) and 40 in rates
-    assert sum(entry["steps"] for entry in log if "lr" in entry) == 40  # every step's loss is in the log
+    assert rates == pytest.approx({step: 1e-2 * (1 - step / 40) for step in rates}, abs=1e-15)
+    assert 40 in rates and sum(losses_of(log, "steps")) == 40
+    assert sum(losses_of(log, "tokens")) == 10 * sum(len(p) + len(a) for p, a in examples)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == log
 
 
-def test_training_that_was_stopped_between_epochs_ends_as_if_it_had_not_been(small_run, tmp_path):
-    settings, model, prefix, encoded = small_run
-    start = {name: tensor.clone() for name, tensor in prefix.state_dict().items()}
-    whole = train(settings, model, prefix, encoded, encoded, tmp_path / "whole")
-    end = {name: tensor.clone() for name, tensor in prefix.state_dict().items()}
+def test_a_line_of_the_log_is_the_mean_of_the_losses_since_the_last_one(tmp_path, monkeypatch):
+    logs = []
+    for log_every in (1, 3):
+        monkeypatch.setattr(train, "LOG_EVERY", log_every)
+        model, prefix, examples = small_parts()
+        logs.append(train.train(settings(), model, prefix, examples, examples,
+                                tmp_path / str(log_every)))
+    losses = losses_of(logs[0])
+    parts = (losses[0:3], losses[3:4], losses[4:6], losses[6:8])  # an epoch's end is a line too
+    assert losses_of(logs[1]) == pytest.approx([sum(part) / len(part) for part in parts])
 
-    prefix.load_state_dict(start)
-    epochs = iter([encoded, KeyboardInterrupt])  # the validation after the second epoch is interrupted
 
-    class Interrupted(list):
-        def __iter__(self):
-            part = next(epochs)
-            if part is KeyboardInterrupt:
+def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches():
+    model, prefix, examples = small_parts()
+    many = examples * 11  # more than one batch
+    total = 0
+    for example in many:
+        total += train.batch_loss(model, prefix, make_batch([example])).item() * len(example[1])
+    mean = total / sum(len(answer) for _, answer in many)
+    assert train.validation_loss(model, prefix, many) == pytest.approx(mean, rel=1e-9)
+
+
+def test_bfloat16_trains_to_nearly_the_same_loss(tmp_path):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        model, prefix, examples = small_parts(dtype=torch.float32)
+        log = train.train(settings(dtype=dtype), model, prefix, examples, examples,
+                          tmp_path / dtype)
+        assert {parameter.dtype for parameter in prefix.parameters()} == {torch.float32}
+        losses.append(log[-1]["validation_loss"])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+# --------------------------------------------------------------------------------------------------
+# Going on
+# --------------------------------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer to which every text is the same three tokens."""
+
+    def encode(self, text, allowed_special):
+        return [1, 3, 1]
+
+
+def train_in_parts(mode, folder, steps_a_part, monkeypatch):
+    """Trains, stopped after so many steps of each part; each goes on as a new process would.
+
+    Returns (what was trained, log, steps done in all).
+    """
+    plain_step, done = train.train_step, 0
+    of = settings(mode, seed=4, prefix_words=None if mode == "per-layer" else "words")
+    for steps in steps_a_part:
+        left = steps
+
+        def step_or_stop(*args):
+            nonlocal left, done
+            if left == 0:
                 raise KeyboardInterrupt
-            return iter(part)
+            left, done = left - 1, done + 1
+            return plain_step(*args)
 
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, model, prefix, encoded, Interrupted(encoded), tmp_path / "parts")
-    prefix.load_state_dict(start)  # a new process would start anew
-    parts = train(settings, model, prefix, encoded, encoded, tmp_path / "parts")
-    for name, tensor in prefix.state_dict().items():
-        assert torch.equal(tensor, end[name]), name
-    drop = lambda log: [{name: value for name, value in entry.items() if name != "seconds"} for entry in log]
-    assert drop(parts) == drop(whole)
-    lines = (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == parts
-
-
-def test_gradients_are_clipped(small_run, tmp_path):
-    settings, model, prefix, encoded = small_run
-    start = {name: tensor.clone() for name, tensor in prefix.state_dict().items()}
-    train(settings | {"max_steps": 1, "clip": 1e-12}, model, prefix, encoded, encoded, tmp_path)
-    worst = max((tensor - start[name]).abs().max() for name, tensor in prefix.state_dict().items())
-    assert worst < 1e-5  # Adam's step is lr / (1 + epsilon / gradient): gradients far below epsilon (1e-8) show
+        monkeypatch.setattr(train, "train_step", step_or_stop)
+        model, _, examples = small_parts(mode, torch.float32)
+        torch.manual_seed(of.seed)
+        prefix = None if mode == "finetune" else train.make_prefix(of, model, Words())
+        try:
+            log = train.train(of, model, prefix, examples, examples[:3], folder)
+        except KeyboardInterrupt:
+            continue
+        return copy_of(prefix or model), log, done
+    raise AssertionError("the training did not end")
 
 
-def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(small_run):
-    settings, model, prefix, encoded = small_run
-    model, prefix = model.double(), prefix.double()
-    many = encoded * 11  # more than one batch
-    total = sum(example_loss(model, prefix(), *make_batch([example])).item() * len(example[1]) for example in many)
-    mean = total / sum(len(sentence) for _, sentence in many)
-    assert validation_loss(settings, model, prefix, many) == pytest.approx(mean, rel=1e-9)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_training_that_was_stopped_at_any_step_ends_to_the_bit_as_if_it_had_not_been(
+        mode, log_every, tmp_path, monkeypatch):
+    plain_save = train.save_state
+    monkeypatch.setattr(train, "LOG_EVERY", log_every)  # states are saved with lines of the log
+    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(train, "save_state", lambda *args: 0 * plain_save(*args))  # at each one
+    whole, whole_log, done = train_in_parts(mode, tmp_path / "whole", [99], monkeypatch)
+    assert done == 8
+    drop = ("seconds", "peak_memory")
+    for parts in ([1, 99], [2, 99], [3, 99], [4, 99], [5, 99], [7, 99], [3, 1, 2, 2, 99]):
+        folder = tmp_path / "-".join(map(str, parts))
+        ended, log, done = train_in_parts(mode, folder, parts, monkeypatch)
+        if log_every == 1 or len(parts) == 2:
+            assert done == 8 + parts[0] % log_every  # it went on from where it was stopped
+        assert ended.keys() == whole.keys()
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in ended.items())
+        same, truth = ([{name: value for name, value in entry.items() if name not in drop}
+                        for entry in entries] for entries in (log, whole_log))
+        assert same == truth
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == log
 
 
-def test_a_run_writes_everything_that_the_readme_promises(prefix_run):
+# --------------------------------------------------------------------------------------------------
+# What a prefix starts from, and the seed
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def only_training(monkeypatch):
+    """Runs in this test end with the weights: nothing is described, scored or drawn."""
+    for name in ("load_run", "score_test_set", "draw_losses"):
+        monkeypatch.setattr(train, name, lambda *args: None)
+
+
+@pytest.fixture
+def adapter_of(small_data, tmp_path, only_training):
+    """adapter_of(*arguments): trains a prefix by the command and returns what it saved."""
+    def run(*arguments):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", small_data, "--out",
+                       folder, *arguments)
+        assert done.error is None, done.error
+        return load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+
+    return run
+
+
+UNTRAINED = ("--max-steps", 1, "--batch-size", 1, "--lr", 1e-30)  # too little to change any number
+
+
+def test_a_seed_gives_the_same_prefix_to_the_bit_and_another_seed_another(adapter_of):
+    arguments = ("--max-steps", 3, "--batch-size", 2, "--prefix-hidden", 16, "--seed")
+    first = adapter_of(*arguments, 1)
+    assert torch.equal(first, adapter_of(*arguments, 1))
+    assert not torch.equal(first, adapter_of(*arguments, 2))
+    starts = [adapter_of(*UNTRAINED, "--prefix-hidden", 16, "--seed", seed) for seed in (0, 1, 2)]
+    assert len({float(start.sum()) for start in starts}) == 3  # not the order of batches alone
+    torch.manual_seed(1)
+    assert torch.equal(starts[1], Prefix(load_config("tiny"), 5, 16).key_values())
+
+
+@pytest.mark.parametrize("form", ["network", "per-layer", "direct"])
+@pytest.mark.parametrize("text, words", [("a pub<|endoftext|>", 4), ("The Mill is a pub .", 8)])
+def test_prefix_words_are_where_the_prefix_starts(adapter_of, form, text, words):
+    adapter = adapter_of(*UNTRAINED, "--prefix-form", form, "--prefix-words", text,
+                         "--prefix-length", 5)
+    tokens = load_tokenizer("tiny").encode(text, allowed_special="all")
+    assert len(tokens) == words
+    tokens = (tokens + tokens)[:5]  # repeated, or cut, to the prefix's length
+    twin = GPT2LMHeadModel.from_pretrained(ROOT / "models" / "tiny", dtype=torch.float32)
+    with torch.no_grad():
+        cache = twin(torch.tensor([tokens]), use_cache=True).past_key_values
+    truth = torch.cat([vectors[0].transpose(0, 1).flatten(1)  # [n_head, 5, head_dim] -> [5, n_embd]
+                       for layer in cache.layers for vectors in (layer.keys, layer.values)], dim=1)
+    if form != "direct":  # what the network makes is added
+        torch.manual_seed(0)
+        made = Prefix(load_config("tiny"), 5, form=form).key_values().detach()
+        assert made.abs().max() > 0.1
+        truth = truth + made
+    assert_close(adapter, truth, 1e-4)
+
+
+def test_without_words_a_direct_prefix_is_random_and_words_change_it(adapter_of):
+    random_start = adapter_of(*UNTRAINED, "--prefix-form", "direct")
+    words = adapter_of(*UNTRAINED, "--prefix-form", "direct", "--prefix-words", "a pub")
+    assert not torch.allclose(random_start, words, atol=0.1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Limits, memory
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["direct", "finetune"])
+def test_the_longest_example_allowed_uses_the_last_position_and_one_more_is_refused(mode):
+    model, _, _ = small_parts(mode)
+    n_ctx, P = model.config.n_ctx, 3 if mode == "direct" else 0
+    prefix = random_prefix(model.config, 0, length=3, form="direct") if P else None
+    prompt, room = [1] * 20, n_ctx - P + 1 - 20  # the last token is never read
+
+    def check(answer_length, max_new_tokens):
+        encoded = {"train": [([1], [1]), (prompt, [1] * answer_length)], "test": [([1], [1])]}
+        of = settings(mode, max_new_tokens=max_new_tokens)
+        train.check_lengths(of, model, encoded)
+
+    check(room, 1)
+    check(1, room)
+    for lengths in ((room + 1, 1), (1, room + 1)):
+        with pytest.raises(InputError, match=f"more than the {n_ctx}"):
+            check(*lengths)
+    with torch.no_grad():  # the model itself says the same
+        assert train.batch_loss(model, prefix, make_batch([(prompt, [1] * room)])).isfinite()
+        with pytest.raises(InputError, match="n_ctx"):
+            train.batch_loss(model, prefix, make_batch([(prompt, [1] * (room + 1))]))
+        past = prefix and prefix()
+        assert beam_search(model, [prompt], past, num_beams=1, max_new_tokens=room)
+        with pytest.raises(InputError, match="there is room for"):
+            beam_search(model, [prompt], past, num_beams=1, max_new_tokens=room + 1)
+
+
+def hold(n_bytes):
+    """Holds so much memory for a moment."""
+    torch.ones(n_bytes, dtype=torch.uint8)
+
+
+TELLS_PEAK = pytest.mark.skipif(train.peak_memory(CPU) is None, reason="the system does not tell")
+
+
+@TELLS_PEAK
+def test_peak_memory_is_of_the_time_since_it_was_reset():
+    MiB = 2**20
+    train.reset_peak_memory(CPU)
+    before = train.peak_memory(CPU)
+    hold(300 * MiB)
+    peak = train.peak_memory(CPU)
+    assert peak - before == pytest.approx(300 * MiB, abs=30 * MiB)  # and stays, once it is freed
+    train.reset_peak_memory(CPU)
+    assert train.peak_memory(CPU) < before + 30 * MiB
+
+
+@TELLS_PEAK
+def test_the_memory_of_an_earlier_run_is_not_a_later_ones(small_data, tmp_path, only_training):
+    hold(1000 * 2**20)
+    earlier = train.peak_memory(CPU)
+    run_here(train.main, "--mode", "prefix", *QUICK, "--data", small_data, "--max-steps", 1,
+            "--prefix-hidden", 8, "--out", tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    (peak,) = losses_of(log, "peak_memory")
+    assert peak < earlier - 300 * 2**20
+
+
+# --------------------------------------------------------------------------------------------------
+# A run's folder
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_everything_that_the_readme_promises(prefix_run, small_data):
     folder, done = prefix_run
     names = {path.name for path in folder.iterdir()}
-    assert names == {"run.json", "log.jsonl", "training.pt", "adapter_config.json", "adapter_model.safetensors",
-                     "outputs.txt", "references.txt", "scores.json", "loss.png"}
-    settings, scores = (json.loads((folder / name).read_text()) for name in ("run.json", "scores.json"))
-    assert settings["max_steps"] == 12 and settings["lr"] == 3e-3 and settings["mode"] == "prefix"
+    assert names == {"run.json", "log.jsonl", "training.pt", "adapter_config.json",
+                     "adapter_model.safetensors", "outputs.txt", "references.txt", "scores.json",
+                     "loss.png"}
+    kept, scores = (json.loads((folder / name).read_text()) for name in ("run.json", "scores.json"))
+    assert kept["max_steps"] == 12 and kept["lr"] == 3e-3 and kept["mode"] == "prefix"
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == [10, 12, 12] and "validation_loss" in log[-1]
+    assert [entry["step"] for entry in log] == [6, 6, 10, 12, 12]
+    assert losses_of(log, "validation_loss")[-1] == log[-1]["validation_loss"]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    test_file = ROOT / "data" / "sample" / "src1_test.txt"
-    assert scores["signature"]["test_sha256"] == hashlib.sha256(test_file.read_bytes()).hexdigest()
-    assert scores["costs"]["kept"] == load_file(folder / "adapter_model.safetensors")["prompt_embeddings"].numel()
-
-
-def test_outputs_and_references_are_in_the_order_of_the_test_tables_and_give_the_scores_again(prefix_run):
-    folder, done = prefix_run
-    groups = list(group_by_table(read_split(ROOT / "data" / "sample", "test")).values())
-    references = metrics.read_references(folder / "references.txt")
-    outputs = metrics.read_outputs(folder / "outputs.txt")
-    assert references == groups and len(outputs) == len(groups)
-    scores = json.loads((folder / "scores.json").read_text())
-    assert metrics.evaluate(references, outputs) == {name: scores[name] for name in metrics.METRICS}
-    assert f"{100 * scores['BLEU']:.2f}" in done.stdout
+    test_sha256 = hashlib.sha256((small_data / "src1_test.txt").read_bytes()).hexdigest()
+    assert scores["signature"]["test_sha256"] == test_sha256
+    adapter = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+    assert scores["costs"]["kept"] == adapter.numel()
+    assert "learning rate 0.003;" in done.stdout
 
 
 @pytest.mark.parametrize("run", ["prefix_run", "finetune_run"])
-def test_a_saved_run_describes_tables_as_it_did_when_it_was_scored(run, request):
+def test_a_fine_tuned_run_is_a_folder_of_hugging_faces_and_a_prefix_run_is_not(run, request):
     folder, _ = request.getfixturevalue(run)
-    tables = list(group_by_table(read_split(ROOT / "data" / "sample", "test")))
-    outputs = (folder / "outputs.txt").read_text(encoding="utf-8").splitlines()
-    decoder = ("--num-beams", 2, "--max-new-tokens", 12, "--device", "cpu")
-    named = run_python("beam.py", "--run", folder, *decoder, tables[0], tables[7])
-    piped = run_python("beam.py", "--run", folder, *decoder, input="\n".join([tables[0], "", tables[7]]))
-    assert named.stdout == piped.stdout == f"{outputs[0]}\n{outputs[7]}\n"
+    assert (folder / "config.json").exists() == (run == "finetune_run")
 
 
-def test_decoding_the_test_set_anew_gives_the_same_files(prefix_run, tmp_path):
-    folder, _ = prefix_run
-    done = run_python("beam.py", "--run", folder, "--data", "sample", "--num-beams", 2, "--max-new-tokens", 12,
-                      "--device", "cpu", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    for name in ("outputs.txt", "references.txt"):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-
-
-def test_a_fine_tuned_run_opened_by_hugging_face_gives_our_logits(finetune_run):
-    from transformers import GPT2LMHeadModel
-
-    folder, _ = finetune_run
-    run = load_run(folder, "cpu")
-    tokens = torch.tensor([run.tokenizer.encode_ordinary(" name : The Mill | Type : pub")])
-    twin = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
-    assert_close(run.model(tokens), twin(tokens).logits, 1e-4)
-    assert run.past is None
-
-
-def test_a_prefix_run_opened_by_peft_gives_our_logits(prefix_run):
-    from peft import PeftModel
-    from transformers import GPT2LMHeadModel
-
-    folder, _ = prefix_run
-    run = load_run(folder, "cpu")
-    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    twin = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32), folder).eval()
-    tokens = torch.tensor([run.tokenizer.encode_ordinary(" name : The Mill | Type : pub")])
-    assert_close(run.model(tokens, run.past), twin(tokens).logits, 1e-4)
-
-
-def test_resume_goes_on_and_refuses_other_settings(prefix_run, tmp_path):
+def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(prefix_run[0], folder)
-    command = ("train.py", "--mode", "prefix", *QUICK, "--max-steps", 12, "--prefix-length", 3, "--out", folder)
-    again = run_python(*command)
-    assert again.returncode == 1 and again.stderr.startswith("error: ") and "already holds a run" in again.stderr
-    other = run_python(*command, "--resume", "--lr", 0.5)
-    assert other.returncode == 1 and "started with lr 0.003, not 0.5" in other.stderr
-    done = run_python(*command, "--resume")
-    assert done.returncode == 0 and "Going on from step 12 of 12" in done.stdout
-    assert (folder / "outputs.txt").read_bytes() == (prefix_run[0] / "outputs.txt").read_bytes()
+    arguments = ("--mode", "prefix", *QUICK, "--data", small_data, "--max-steps", 12,
+                 "--prefix-length", 3, "--out", folder)
+    again = run_here(train.main, *arguments)
+    assert again.error.startswith("error: ") and "already holds a run" in again.error
+    other = run_here(train.main, *arguments, "--resume", "--lr", 0.5)
+    assert "started with lr 0.003, not 0.5" in other.error
+    (folder / "outputs.txt").unlink()
+    done = run_here(train.main, *arguments, "--resume")
+    assert done.error is None and "Step 12 of 12" in done.stdout
+    for name in ("outputs.txt", "adapter_model.safetensors", "log.jsonl"):
+        assert (folder / name).read_bytes() == (prefix_run[0] / name).read_bytes()
 
 
 @pytest.fixture(scope="module")
-def several_runs(tmp_path_factory):
-    """Two lengths and two seeds from one command, of which one has not ended."""
+def several_runs(tmp_path_factory, small_data):
+    """Two lengths and two seeds from one command."""
     folder = tmp_path_factory.mktemp("runs") / "several"
-    command = ("train.py", "--mode", "prefix", *QUICK, "--max-steps", 2, "--prefix-length", 1, 2, "--seed", 0, 1,
-               "--prefix-form", "direct", "--prefix-words", "a pub", "--out", folder)
-    done = run_python(*command)
-    assert done.returncode == 0, done.stderr
-    return folder, done, command
+    arguments = ("--mode", "prefix", *QUICK, "--data", small_data, "--max-steps", 2,
+                 "--prefix-length", 1, 2, "--seed", 0, 1, "--prefix-form", "direct",
+                 "--prefix-words", "a pub", "--out", folder)
+    done = run_here(train.main, *arguments)
+    assert done.error is None, done.error
+    return folder, done, arguments
 
 
 def test_several_lengths_and_seeds_are_a_run_each_with_means_and_figures(several_runs):
@@ -225,111 +487,172 @@ def test_several_lengths_and_seeds_are_a_run_each_with_means_and_figures(several
     for figure in ("losses.png", "curve.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
     for length in (1, 2):
-        row = next(line for line in done.stdout.splitlines() if line.startswith(f"prefix {length}, tiny, sample, mean"))
-        scores = [json.loads((folder / f"length-{length}-seed-{seed}/scores.json").read_text()) for seed in (0, 1)]
-        assert f"{50 * (scores[0]['BLEU'] + scores[1]['BLEU']):.2f}" in row and "mean of 2 seeds" in row
+        start = f"prefix {length}, tiny, small, mean of 2 seeds"
+        row = next(line for line in done.stdout.splitlines() if line.startswith(start))
+        scores = [json.loads((folder / f"length-{length}-seed-{seed}/scores.json").read_text())
+                  for seed in (0, 1)]
+        assert f"{50 * (scores[0]['BLEU'] + scores[1]['BLEU']):.2f}" in row
 
 
 def test_of_several_runs_only_those_that_have_not_ended_go_on(several_runs):
-    folder, _, command = several_runs
+    folder, _, arguments = several_runs
     ended = folder / "length-1-seed-1"
     before = (ended / "scores.json").stat().st_mtime_ns
-    shutil.rmtree(folder / "length-2-seed-0")  # one never began, and one was stopped while it was decoded
+    shutil.rmtree(folder / "length-2-seed-0")  # one never began, one was stopped while it decoded
     (folder / "length-2-seed-1" / "scores.json").unlink()
-    refused = run_python(*command)
-    assert refused.returncode == 1 and "length-1-seed-0 already holds a run" in refused.stderr
-    done = run_python(*command, "--resume")
-    assert done.returncode == 0, done.stderr
+    refused = run_here(train.main, *arguments)
+    assert "length-1-seed-0 already holds a run" in refused.error
+    done = run_here(train.main, *arguments, "--resume")
+    assert done.error is None, done.error
     assert (ended / "scores.json").stat().st_mtime_ns == before
-    assert (folder / "length-2-seed-0" / "scores.json").exists() and "Going on from step 2 of 2" in done.stdout
+    assert (folder / "length-2-seed-0" / "scores.json").exists()
+    assert "Step 0 of 2" in done.stdout and "Step 2 of 2" in done.stdout
 
 
-def test_bfloat16_trains_to_nearly_the_same_loss(small_run, tmp_path):
-    settings, model, prefix, encoded = small_run
-    start = {name: tensor.clone() for name, tensor in prefix.state_dict().items()}
-    losses = []
-    for dtype in ("float32", "bfloat16"):
-        prefix.load_state_dict(start)
-        losses.append(train(settings | {"dtype": dtype}, model, prefix, encoded, encoded, tmp_path / dtype)[-1])
-    assert losses[0] != losses[1]
-    assert losses[0]["validation_loss"] == pytest.approx(losses[1]["validation_loss"], rel=0.05)
+# --------------------------------------------------------------------------------------------------
+# The command line
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments, lr", [
-    (["--mode", "prefix"], 8e-5),
-    (["--mode", "finetune"], 5e-5),
-    (["--mode", "prefix", "--prefix-form", "direct"], 8e-5),
-    (["--mode", "prefix", "--model", "tiny"], 3e-3),
-    (["--mode", "prefix", "--model", "tiny", "--prefix-form", "per-layer"], 3e-3),
-    (["--mode", "prefix", "--model", "tiny", "--prefix-form", "direct"], 0.1),
-    (["--mode", "finetune", "--model", "tiny"], 1e-3),
-    (["--mode", "prefix", "--model", "tiny", "--prefix-form", "direct", "--lr", "0.5"], 0.5),
-])
-def test_the_learning_rate_that_is_taken_where_none_is_given(monkeypatch, arguments, lr):
-    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
-    assert parse_arguments().lr == lr
+@pytest.fixture
+def parse(monkeypatch):
+    """parse(*arguments) -> what train.py makes of them."""
+    def parse_them(*arguments):
+        monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
+        return train.parse_arguments()
+
+    return parse_them
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.fixture(scope="module")
+def copy_of_tiny(tmp_path_factory):
+    return shutil.copytree(ROOT / "models" / "tiny", tmp_path_factory.mktemp("models") / "another")
+
+
+RATES = [  # mode, arguments, learning rate
+    ("prefix", [], 8e-5),
+    ("finetune", [], 5e-5),
+    ("prefix", ["--prefix-form", "direct"], 8e-5),
+    ("prefix", ["--model", "tiny"], 3e-3),
+    ("prefix", ["--model", "tiny", "--prefix-form", "per-layer"], 3e-3),
+    ("prefix", ["--model", "tiny", "--prefix-form", "direct"], 0.1),
+    ("finetune", ["--model", "tiny"], 1e-3),
+    ("prefix", ["--model", "tiny", "--prefix-form", "direct", "--lr", "0.5"], 0.5),
+]
+
+
+@pytest.mark.parametrize("mode, arguments, lr", RATES)
+def test_the_learning_rate_that_is_taken_where_none_is_given(parse, copy_of_tiny, mode, arguments,
+                                                             lr):
+    assert parse("--mode", mode, *arguments).lr == lr
+    arguments = [copy_of_tiny if argument == "tiny" else argument for argument in arguments]
+    assert parse("--mode", mode, *arguments).lr == lr  # by its size, not by its name
+
+
+@pytest.mark.parametrize("n_layer, lr", [(5, 3e-3), (6, 8e-5)])
+def test_a_base_is_small_below_50_million_parameters(parse, tmp_path, n_layer, lr):
+    # A layer has 12 n^2 + 13 n, of which 5 and the embeddings are 46.7, 6 are 53.8 million.
+    n_embd = 768
+    n_vocab = 13_900
+    (tmp_path / "config.json").write_text(json.dumps({
+        "vocab_size": n_vocab, "n_positions": 1024, "n_embd": n_embd, "n_head": 12,
+        "n_layer": n_layer, "eos_token_id": 0}))
+    total = (n_vocab + 1024) * n_embd + n_layer * (12 * n_embd**2 + 13 * n_embd) + 2 * n_embd
+    assert (total < 50_000_000) == (n_layer == 5) and abs(total - 50_000_000) < 4_000_000
+    assert parse("--mode", "prefix", "--model", tmp_path).lr == lr
+
+
+def test_a_run_of_a_copy_of_tiny_says_its_learning_rate(copy_of_tiny, small_data,
+                                                        tmp_path, only_training):
+    done = run_here(train.main, "--mode", "prefix", "--model", copy_of_tiny, "--data", small_data,
+                   "--device", "cpu", "--max-steps", 1, "--prefix-hidden", 8, "--out",
+                   tmp_path / "run")
+    assert done.error is None and "learning rate 0.003;" in done.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["model"] == str(copy_of_tiny)
+    adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(copy_of_tiny)
+
+
+def test_folders_that_are_called_like_a_model_or_a_data_set_do_not_take_its_place(
+        tmp_path, monkeypatch, parse, only_training):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "gpt2", "gpt2-medium", "sample", "e2e"):
+        (tmp_path / name).mkdir()
+    for model in ("tiny", "gpt2"):
+        for data in ("sample", "e2e"):
+            args = parse("--mode", "prefix", "--model", model, "--data", data)
+            ((folder, kept),) = train.single_runs(args).items()
+            assert (kept.model, kept.data) == (model, data)
+            assert str(folder) == f"runs/prefix-{model}-{data}"
+    done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", "sample", "--max-steps", 1,
+                   "--prefix-hidden", 8, "--out", "run")
+    assert done.error is None
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (kept["model"], kept["data"]) == ("tiny", "sample")
+    adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str((ROOT / "models" / "tiny").resolve())
+
+
+def test_other_folders_are_kept_as_paths_that_hold_from_everywhere(tmp_path, monkeypatch, parse,
+                                                                   copy_of_tiny):
+    monkeypatch.chdir(copy_of_tiny.parent)
+    (copy_of_tiny.parent / "rows").mkdir(exist_ok=True)
+    args = parse("--mode", "prefix", "--model", copy_of_tiny.name, "--data", "rows")
+    assert args.model == str(copy_of_tiny) and args.data == str(copy_of_tiny.parent / "rows")
+
+
+MISTAKES = [
     (["--lr", "0"], "--lr must be above 0"),
     (["--epochs", "-1"], "--epochs must be above 0"),
     (["--num-beams", "0"], "--num-beams must be above 0"),
-    (["--model", "no-such-model"], "there is no model 'no-such-model'"),
-    (["--data", "no-such-data"], "there is no data set 'no-such-data'"),
+    (["--clip", "nan"], "--clip must be above 0"),
+    (["--model", "no-such-model"], "there is no model"),
+    (["--data", "no-such-data"], "there is no data set"),
     (["--device", "warp"], "the device 'warp' cannot be used here"),
     (["--prefix-length", "500"], "more than the 512 that tiny has"),
     (["--resume"], "holds no run to go on with"),
     (["--prefix-length", "3", "0"], "--prefix-length must be above 0, but is 3 0"),
+    (["--prefix-length", "3", "3"], "--prefix-length 3 3: give each number once"),
+    (["--seed", "0", "0"], "--seed 0 0: give each number once"),
+    (["--seed", "1", "2", "1"], "--seed 1 2 1: give each number once"),
     (["--prefix-form", "direct", "--prefix-hidden", "9"], "a direct prefix has no network"),
     (["--mode", "finetune", "--prefix-length", "1", "2"], "fine-tuning has no prefix"),
     (["--mode", "finetune", "--prefix-words", "pub"], "fine-tuning has no prefix"),
-    (["--mode", "finetune", "--prefix-form=direct"], "--prefix-form=direct: fine-tuning has no prefix"),
-])
-def test_a_mistake_on_the_command_line_is_one_line_and_leaves_no_folder(tmp_path, arguments, message):
+    (["--mode", "finetune", "--prefix-form=direct"],
+     "--prefix-form=direct: fine-tuning has no prefix"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", MISTAKES)
+def test_a_mistake_on_the_command_line_is_one_line_and_leaves_no_folder(tmp_path,
+                                                                        arguments, message):
     folder = tmp_path / "run"
-    done = run_python("train.py", "--mode", "prefix", *QUICK, "--out", folder, *arguments)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
-    assert not folder.exists()
+    done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", "sample", "--out", folder,
+                   *arguments)
+    assert done.error.startswith("error: ") and message in done.error and "\n" not in done.error
+    assert done.stdout == "" and not folder.exists()
 
 
-def test_beam_py_tells_a_folder_without_a_finished_run(tmp_path, prefix_run):
-    assert "run.json is missing" in run_python("beam.py", "--run", tmp_path, "name : a").stderr
-    shutil.copy(prefix_run[0] / "run.json", tmp_path)
-    assert "its training has not ended" in run_python("beam.py", "--run", tmp_path, "name : a").stderr
+def test_a_user_sees_a_mistake_as_one_line_on_stderr(tmp_path):
+    done = run_python("train.py", "--mode", "prefix", *QUICK, "--lr", 0, "--out", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: --lr must be above 0") and done.stderr.count("\n") == 1
 
 
-def test_beam_py_describes_and_scores_with_a_bare_model():
-    sentences = run_python("beam.py", "--run", "tiny", "name : The Mill | area : north", "--device", "cpu").stdout
-    twin = GPT2LMHeadModel.from_pretrained(ROOT / "models" / "tiny", dtype=torch.float32)
-    tokenizer = load_tokenizer("tiny")
-    prompt = torch.tensor([encode_table(tokenizer, "name : The Mill | area : north")])
-    tokens = twin.generate(prompt, attention_mask=torch.ones_like(prompt), num_beams=5, max_new_tokens=100,
-                           do_sample=False, bad_words_ids=[[token] for token in banned_tokens(tokenizer)],
-                           pad_token_id=tokenizer.eot_token)[0, prompt.shape[1] :].tolist()
-    written = tokenizer.decode([token for token in tokens if token != tokenizer.eot_token])
-    assert sentences == " ".join(written.split()) + "\n"
-    done = run_python("beam.py", "--run", "tiny", "--data", "sample", "--max-new-tokens", 5, "--device", "cpu")
-    assert "untrained, tiny, sample" in done.stdout
+def test_data_of_which_train_and_test_differ_in_form_are_refused(tmp_path):
+    (tmp_path / "src1_test.txt").write_text("name : a||b\n")
+    (tmp_path / "trainset.csv").write_text("mr,ref\nname[a],b\n")
+    done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", tmp_path, "--out",
+                   tmp_path / "run")
+    assert "has src1_test.txt, but no src1_train.txt" in done.error
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_prefix_for_another_shape_of_model_is_refused(prefix_run, tmp_path):
-    shutil.copytree(prefix_run[0], tmp_path / "run")
-    path = tmp_path / "run" / "adapter_config.json"
-    path.write_text(path.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 2'))
-    with pytest.raises(InputError, match="another shape"):
-        load_run(tmp_path / "run", "cpu")
-
-
-def test_the_papers_rows_are_printed_below_the_runs_own_only_on_the_papers_test_set(shared, prefix_run, tmp_path):
-    assert not any(name in prefix_run[1].stdout for name in PUBLISHED)
-    lines = (shared / "e2e" / "src1_train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / "src1_train.txt").write_text("".join(lines[:20]), encoding="utf-8")
-    (tmp_path / "src1_valid.txt").write_text("".join(lines[:20]), encoding="utf-8")
-    shutil.copy(shared / "e2e" / "src1_test.txt", tmp_path)
-    done = run_python("train.py", "--mode", "prefix", "--model", "tiny", "--data", tmp_path, "--max-steps", 1,
-                      "--num-beams", 1, "--max-new-tokens", 2, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    rows = done.stdout[done.stdout.index("BLEU") :].splitlines()
-    assert rows[1].startswith("prefix, tiny") and [row.split("  ")[0] for row in rows[2:6]] == list(PUBLISHED)
-    assert "69.7       8.81     46.1      71.4       2.49" in rows[2]
+def test_model_whose_tokenizer_ends_texts_with_another_token_is_refused(tmp_path, small_data):
+    folder = shutil.copytree(ROOT / "models" / "tiny", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
+    assert load_model(folder).config.eos_token == 7
+    done = run_here(train.main, "--mode", "prefix", *QUICK, "--model", folder, "--data", small_data,
+                   "--out", tmp_path / "run")
+    assert "<|endoftext|> is 4095 for the tokenizer, but 7 for the model" in done.error

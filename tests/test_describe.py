@@ -1,0 +1,267 @@
+"""A finished run: what was trained is what was saved, describes the tables and is scored."""
+
+import itertools
+import json
+import shutil
+import zipfile
+
+import pytest
+import torch
+from conftest import DECODER, ROOT, assert_close, hugging_face_loss, run_here, run_python
+from peft import PeftModel
+from transformers import GPT2LMHeadModel
+
+import describe
+import metrics
+import train
+from common import InputError
+from describe import PUBLISHED, Run, describe_tables, load_run
+from e2e_data import (SRC1_NAMES, ZIP_NAME, data_file, encode_example, encode_table,
+                      group_by_table, read_split)
+from gpt2 import load_model, load_tokenizer
+
+TINY = ROOT / "models" / "tiny"
+BEAMS = {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 12}  # what DECODER says
+RUNS = ("prefix_run", "finetune_run")
+TABLE = "name : The Mill | area : north"
+
+
+@pytest.fixture
+def tables(small_data):
+    return list(group_by_table(read_split(small_data, "test")))
+
+
+def opened_by_others(folder):
+    """A run as PEFT or Hugging Face opens its folder."""
+    if not (folder / "adapter_config.json").exists():
+        return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+@torch.no_grad()
+def sentences_by_generate(model, tables, **options):
+    """What a model's own `generate` writes for each table."""
+    tokenizer = load_tokenizer("tiny")
+    ids = json.loads((TINY / "vocab.json").read_text(encoding="utf-8"))
+    banned = [[ids[breaks]] for breaks in ("Ċ", "ĊĊ") if breaks in ids]  # line breaks
+    prompts = {table: encode_table(tokenizer, table) for table in tables}
+    sentences = {}
+    by_length = sorted(tables, key=lambda table: len(prompts[table]))
+    for _, group in itertools.groupby(by_length, key=lambda table: len(prompts[table])):
+        group = list(group)  # of one length, so that nothing is padded
+        tokens = torch.tensor([prompts[table] for table in group])
+        written = model.generate(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=False,
+            early_stopping=False, bad_words_ids=banned, pad_token_id=ids["<|endoftext|>"],
+            eos_token_id=ids["<|endoftext|>"], **options)
+        for table, row in zip(group, written[:, tokens.shape[1] :].tolist()):
+            kept = [token for token in row if token != ids["<|endoftext|>"]]
+            sentences[table] = " ".join(tokenizer.decode(kept).split())
+    return [sentences[table] for table in tables]
+
+
+# --------------------------------------------------------------------------------------------------
+# What was saved is what was trained, and is what describes
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_outputs_are_what_peft_or_hugging_face_generate_from_the_runs_folder(run, request, tables):
+    folder, _ = request.getfixturevalue(run)
+    outputs = metrics.read_outputs(folder / "outputs.txt")
+    assert outputs == sentences_by_generate(opened_by_others(folder), tables, **BEAMS)
+    # They are not what would come without what was trained.
+    bare = describe_tables(load_run("tiny", "cpu"), tables, BEAMS, 64, progress=False)
+    assert sum(a != b for a, b in zip(outputs, bare)) > len(tables) / 2
+    if run == "prefix_run":
+        settings = train.Settings(**json.loads((folder / "run.json").read_text()))
+        model, tokenizer = load_model("tiny"), load_tokenizer("tiny")
+        torch.manual_seed(settings.seed)
+        past = train.make_prefix(settings, model, tokenizer)()
+        untrained = Run(train.asdict(settings), tokenizer, model, past)
+        untrained = describe_tables(untrained, tables, BEAMS, 64, progress=False)
+        assert sum(a != b for a, b in zip(outputs, untrained)) > len(tables) / 2
+
+
+@pytest.mark.parametrize("run", RUNS)
+@torch.no_grad()
+def test_what_others_open_has_the_last_validation_loss_of_the_training(run, request, small_data):
+    folder, _ = request.getfixturevalue(run)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [entry["validation_loss"] for entry in log if "validation_loss" in entry]
+    tokenizer = load_tokenizer("tiny")
+    encoded = [encode_example(tokenizer, *example) for example in read_split(small_data, "valid")]
+    loss = hugging_face_loss(opened_by_others(folder), encoded).item()
+    assert loss == pytest.approx(losses[-1], rel=1e-4) and abs(losses[-1] - losses[0]) > 0.05
+
+
+@pytest.mark.parametrize("run", RUNS)
+@torch.no_grad()
+def test_a_run_opened_by_peft_or_hugging_face_gives_our_logits(run, request):
+    folder, _ = request.getfixturevalue(run)
+    ours = load_run(folder, "cpu")
+    assert (ours.past is None) == (run == "finetune_run")
+    tokens = torch.tensor([ours.tokenizer.encode_ordinary(" name : The Mill | Type : pub")])
+    truth = opened_by_others(folder)(tokens).logits
+    assert_close(ours.model(tokens, ours.past), truth, 1e-4)
+
+
+# --------------------------------------------------------------------------------------------------
+# Describing
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_saved_run_describes_tables_as_it_did_when_it_was_scored(run, request, tables):
+    folder, _ = request.getfixturevalue(run)
+    outputs = metrics.read_outputs(folder / "outputs.txt")
+    options = (*DECODER, "--device", "cpu")
+    named = run_here(describe.main, folder, tables[0], tables[7], *options)
+    piped = run_here(describe.main, folder, *options, stdin=f"{tables[0]}\n\n{tables[7]}")
+    assert named.stdout == piped.stdout == f"{outputs[0]}\n{outputs[7]}\n"
+
+
+def test_the_command_describes_tables_of_a_pipe_with_a_bare_model():
+    done = run_python("describe.py", "tiny", "--device", "cpu", input=f"{TABLE}\n")
+    base = GPT2LMHeadModel.from_pretrained(TINY, dtype=torch.float32)
+    (truth,) = sentences_by_generate(base, [TABLE], num_beams=5, max_new_tokens=100)  # the default
+    assert (done.stdout, done.stderr) == (f"{truth}\n", "")
+
+
+def test_tables_may_stand_before_between_and_behind_options():
+    shown = {run_here(describe.main, *arguments).stdout for arguments in (
+        ("tiny", TABLE, *DECODER), ("tiny", *DECODER, TABLE), (*DECODER, "tiny", TABLE))}
+    (sentence,) = shown
+    assert len(sentence.split()) > 2
+
+
+def test_decoding_the_test_set_anew_gives_the_same_files(prefix_run, small_data, tmp_path):
+    folder, _ = prefix_run
+    done = run_here(describe.main, folder, "--data", small_data, *DECODER, "--device", "cpu",
+                   "--out", tmp_path)
+    assert done.error is None and "prefix, tiny, small" in done.stdout
+    for name in ("outputs.txt", "references.txt"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    old, new = (json.loads((where / "scores.json").read_text()) for where in (folder, tmp_path))
+    assert old["signature"] == new["signature"] | {"data": old["signature"]["data"]}
+    assert all(old[name] == new[name] for name in metrics.METRICS) and new["costs"] is None
+
+
+def test_outputs_and_references_are_in_the_order_of_the_tables_and_give_the_scores_again(
+        prefix_run, small_data):
+    folder, done = prefix_run
+    groups = list(group_by_table(read_split(small_data, "test")).values())
+    references = metrics.read_references(folder / "references.txt")
+    outputs = metrics.read_outputs(folder / "outputs.txt")
+    assert references == groups and len(outputs) == len(groups)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert metrics.evaluate(references, outputs) == {name: scores[name] for name in metrics.METRICS}
+    assert f"{100 * scores['BLEU']:.2f}" in done.stdout
+
+
+# --------------------------------------------------------------------------------------------------
+# What is printed beside the scores
+# --------------------------------------------------------------------------------------------------
+
+NOT_COMPARABLE = "cannot be compared with them"
+
+
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """printed(data) -> what score_test_set prints, with made-up sentences and scores."""
+    monkeypatch.setattr(describe, "describe_tables",
+                        lambda run, tables, *args: ["A pub ."] * len(tables))
+    made_up = {"BLEU": 0.5, "NIST": 8.0, "METEOR": 0.4, "ROUGE_L": 0.7, "CIDEr": 2.0}
+    monkeypatch.setattr(metrics, "evaluate", lambda references, outputs: made_up)
+    run = Run({"mode": "prefix", "model": "tiny", "seed": 0}, None, None, None)
+
+    def score(data):
+        describe.score_test_set(run, data, BEAMS, 64)
+        return capsys.readouterr().out
+
+    return score
+
+
+def test_the_published_rows_stand_below_a_runs_own_on_the_papers_test_set(shared, printed):
+    text = printed(shared / "e2e")
+    rows = text[text.index("BLEU") :].splitlines()[1:]
+    assert rows[0].startswith("prefix, tiny, e2e")
+    assert [row.split("  ")[0] for row in rows[1:5]] == list(PUBLISHED)
+    assert rows[1].split()[-5:] == ["69.7", "8.81", "46.1", "71.4", "2.49"]  # Table 1
+    assert rows[2].split()[-5:] == ["68.2", "8.62", "46.2", "71.0", "2.47"]
+    assert NOT_COMPARABLE not in text
+
+
+def official_release(shared, folder):
+    shutil.copy(shared / "e2e" / ZIP_NAME, folder)
+
+
+def official_files(shared, folder):
+    with zipfile.ZipFile(shared / "e2e" / ZIP_NAME) as archive:
+        for name in ("trainset.csv", "devset.csv", "testset_w_refs.csv"):
+            (folder / name).write_bytes(archive.read(f"e2e-dataset/{name}"))
+
+
+def altered_files(shared, folder):
+    content = (shared / "e2e" / "src1_test.txt").read_bytes()
+    (folder / "src1_test.txt").write_bytes(content.replace(b"Blue Spice", b"Blue spice", 1))
+
+
+@pytest.mark.parametrize("write", [official_release, official_files, altered_files])
+def test_scores_on_any_other_references_stand_alone_and_it_is_said_that_they_are_no_match(
+        shared, printed, tmp_path, write):
+    """The official release has the paper's tables, but raw references: 4 BLEU lower or so."""
+    write(shared, tmp_path)
+    text = printed(tmp_path)
+    assert not any(name in text for name in PUBLISHED)
+    assert "tokenised references of src1_test.txt" in text and NOT_COMPARABLE in text
+    assert str(data_file(tmp_path, "test")) in text.splitlines()[-1]
+
+
+def test_the_papers_files_beside_the_official_release_are_what_is_scored(shared, printed, tmp_path):
+    official_files(shared, tmp_path)
+    for name in SRC1_NAMES.values():
+        shutil.copy(shared / "e2e" / name, tmp_path)
+    text = printed(shared / "e2e").replace("tiny, e2e", f"tiny, {tmp_path.name}")
+    assert printed(tmp_path).split() == text.split()
+
+
+def test_a_run_on_other_data_prints_no_published_row(prefix_run):
+    _, done = prefix_run
+    assert not any(name in done.stdout for name in PUBLISHED) and NOT_COMPARABLE in done.stdout
+
+
+# --------------------------------------------------------------------------------------------------
+# What is refused
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_a_finished_run_is_named(tmp_path, prefix_run):
+    done = run_here(describe.main, tmp_path, TABLE)
+    assert "run.json is missing" in done.error
+    shutil.copy(prefix_run[0] / "run.json", tmp_path)
+    done = run_here(describe.main, tmp_path, TABLE)
+    assert "its training has not ended" in done.error and "--resume" in done.error
+
+
+def test_a_prefix_for_another_shape_of_model_is_refused(prefix_run, tmp_path):
+    shutil.copytree(prefix_run[0], tmp_path / "run")
+    path = tmp_path / "run" / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"num_attention_heads": 2}
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="another shape"):
+        load_run(tmp_path / "run", "cpu")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([TABLE, "--data", "sample"], "give either tables or --data"),
+    ([TABLE, "--out", "somewhere"], "--out goes with --data"),
+    ([TABLE, "--num-beams", 0], "must be at least 1"),
+    ([" | ".join([TABLE] * 99)], "prompt 1 has"),
+])
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message):
+    done = run_here(describe.main, "tiny", *arguments, "--device", "cpu")
+    assert done.error.startswith("error: ") and message in done.error and "\n" not in done.error
+    assert done.stdout == ""
