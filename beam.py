@@ -13,7 +13,7 @@ import torch
 from common import InputError, progress_bar, run_command
 from e2e_data import encode_table
 from gpt2 import NAMES, Growing, load_both, pad, pick_device, tokens_without_text
-from prefix import load_prefix
+from prefix import load_past
 
 
 @dataclass
@@ -235,6 +235,9 @@ def draw_tree(search, tokenizer):
             children[node[:-1]].append(node)
     best = max(finished, key=finished.get)
     lines = []
+    if () in finished:  # it may end before it begins
+        mark = "   <- the best" if best == () else ""
+        lines.append(f"{'':8}  (nothing)   ends, score {finished[()]:.3f}{mark}")
 
     def draw(node, indent):
         for child in sorted(children[node], key=lambda child: -search.seen.get(child, -torch.inf)):
@@ -271,7 +274,7 @@ def main():
     model, tokenizer = load_both(args.model, pick_device(args.device))
     past = None
     if args.prefix:
-        past = load_prefix(args.prefix).to(model.wte.weight.device)()
+        past, _ = load_past(args.prefix, model)
     prompt, banned = encode_table(tokenizer, args.table), banned_tokens(model, tokenizer)
     P = 0 if past is None else past[0][0].shape[2]
     check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,

@@ -21,8 +21,8 @@ class InputError(ValueError):
 
 def run_command(main):
     """Runs a module's main(); a user's mistake ends as one line on stderr, without a traceback."""
-    sys.stdout = Printable(sys.stdout)
     sys.stderr.reconfigure(errors="backslashreplace")
+    plain, sys.stdout = sys.stdout, Printable(sys.stdout)
     try:
         main()
         sys.stdout.flush()
@@ -36,6 +36,8 @@ def run_command(main):
     except OSError as error:  # no space, no permission, no such file, a folder in a file's place
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(printable(f"error: {where}{error.strerror or error}"))
+    finally:
+        sys.stdout = plain
 
 
 class Printable:

@@ -29,7 +29,7 @@ from common import InputError, run_command, sha256, write_json, write_text
 from e2e_data import (SRC1_NAMES, check_length, data_file, decode, encode_example, encode_table,
                       find_data, group_by_table, is_known, make_batch, read_examples)
 from gpt2 import GPT2, NAMES, autocast, generate, load_both, model_folder, pick_device
-from prefix import load_prefix, read_adapter, stack_pasts
+from prefix import load_past, read_adapter, stack_pasts
 from processes import RANK, WORLD, collect
 from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer, read_settings
 
@@ -86,18 +86,14 @@ def load_run(source, device="auto", base=None):
         raise InputError(f"{folder} needs the base that it was trained on: {error}; give it with "
                          "--model") from None
     model, tokenizer = load_both(named, pick_device(device))
-    prefix = load_prefix(folder).to(model.wte.weight.device)
-    for name in ("n_layer", "n_head", "n_embd"):
-        if getattr(prefix.config, name) != getattr(model.config, name):
-            raise InputError(f"{folder} holds a prefix for another shape of GPT-2 than {named}")
+    past, made_from = load_past(folder, model)
     now = {"model_sha256": fingerprint_model(model),
            "vocabulary_sha256": fingerprint_tokenizer(tokenizer)}
     for name, value in now.items():
-        if base is None and prefix.made_from.get(name, value) != value:
+        if base is None and made_from.get(name, value) != value:
             raise InputError(f"{folder} was trained on another {name.removesuffix('_sha256')} than "
                              f"what {named} holds now; bring that back, or use this one all the "
                              f"same with --model {named}")
-    past = [(key.detach(), value.detach()) for key, value in prefix()]
     return Run(settings, tokenizer, model, past)
 
 

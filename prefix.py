@@ -160,6 +160,21 @@ def load_prefix(folder):
     return prefix
 
 
+@torch.no_grad()
+def load_past(folder, model):
+    """(past of the prefix in `folder`, its `made_from`), on the model's device, for use alone.
+
+    Raises InputError where the folder holds none, or one for another shape of GPT-2.
+    """
+    prefix = load_prefix(folder).to(model.wte.weight.device)
+    for name in ("n_layer", "n_head", "n_embd"):
+        if getattr(prefix.config, name) != getattr(model.config, name):
+            raise InputError(f"{folder} holds a prefix for another shape of GPT-2: its {name} is "
+                             f"{getattr(prefix.config, name)}, the model's "
+                             f"{getattr(model.config, name)}")
+    return prefix(), prefix.made_from
+
+
 def count_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 

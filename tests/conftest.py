@@ -173,16 +173,21 @@ def run_python(*arguments, **options):
 
 def run_here(main, *arguments, stdin=""):
     """Runs a module's main() in this process, which is quicker; error is None or what it said."""
-    stdout, stderr, error = io.StringIO(), io.StringIO(), None
+    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    error = None
     with (pytest.MonkeyPatch.context() as patched, redirect_stdout(stdout),
           redirect_stderr(stderr)):
         patched.setattr("sys.argv", ["command", *map(str, arguments)])
-        patched.setattr("sys.stdin", io.StringIO(stdin))
+        patched.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8"))
         try:
             run_command(main)
         except SystemExit as ended:
             error = ended.code
-    return SimpleNamespace(error=error, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+    shown = []
+    for stream in (stdout, stderr):
+        stream.flush()
+        shown.append(stream.buffer.getvalue().decode())
+    return SimpleNamespace(error=error, stdout=shown[0], stderr=shown[1])
 
 
 @pytest.fixture(scope="session")

@@ -325,7 +325,9 @@ def watched_search(model, prompt, past, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(beam.Search, "grow", grow)
         search = beam.WatchedSearch(0)
-        beam.search_batch(model, [prompt], past, [search], 3, MAX_NEW, 1.0, [], tqdm(disable=True))
+        P = 0 if past is None else past[0][0].shape[2]
+        beam.search_batch(model, [prompt], past, [P], [search], 3, MAX_NEW, 1.0, [],
+                          tqdm(disable=True))
     return search, beams
 
 

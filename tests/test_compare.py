@@ -13,7 +13,10 @@ def write_run(folder, bleu, **settings):
     """The files of a finished run that `compare` reads."""
     folder.mkdir(parents=True)
     defaults = {"mode": "prefix", "model": "tiny", "data": "e2e", "prefix_length": 5,
-                "prefix_form": "network", "lr": 1e-3, "epochs": 5,
+                "prefix_form": "network", "lr": 1e-3, "epochs": 5, "batch_size": 10,
+                "warmup_steps": 0, "max_examples": None, "keep": "last", "prefix_hidden": 512,
+                "prefix_words": None, "clip": 1.0, "max_steps": None, "dtype": "float32",
+                "num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100,
                 "seed": len(list(folder.parent.iterdir()))}
     scores = {"BLEU": bleu, "NIST": 8.0, "METEOR": None, "ROUGE_L": 0.7, "CIDEr": 2.0}
     costs = {"trained": 1000, "kept": 10, "seconds_per_step": bleu, "tokens_per_second": 100.0,

@@ -94,7 +94,7 @@ def test_a_broken_meaning_representation_is_refused(broken):
     ("testset_w_refs.csv", 'mr,ref\n"name[a], food[b]",good\nname(a),bad\n',
      "line 3: `key.value.*`"),
     ("testset_w_refs.csv", "mr,ref\nname[a]\n", "line 2: a table and a sentence were expected"),
-    ("testset_w_refs.csv", "mr,ref\n", "has no rows"),
+    ("testset_w_refs.csv", "mr,ref\n", "is empty"),
     (ZIP_NAME, "no zip", "is damaged"),
     ("notes.txt", "", "has no test data"),
 ])
@@ -133,7 +133,7 @@ def test_a_folder_is_never_read_in_two_forms(tmp_path, present, missing):
     """Train and test of different forms would be trained on one text and scored on another."""
     write_forms(tmp_path, *present)
     split = "test" if "test" in missing else "train"
-    with pytest.raises(InputError, match=f"has {present[0]}, but no {missing}"):
+    with pytest.raises(InputError, match=f"has no {split} data: {missing} is missing"):
         read_split(tmp_path, split)
 
 
