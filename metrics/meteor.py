@@ -211,25 +211,20 @@ class Pair:
         Three peculiarities of METEOR's program decide what is found. Matches other than exact ones count half, rounded
         down, so that two single words which are synonyms count 0. The distance of a match is added not to the path
         that takes it, but to the one that it branches off from. And fixed matches are taken in advance.
-
-        Where all paths must do the same (at a fixed match, at a word without candidates), they differ only in whether
-        the last match of each is continued there. After one such word even this is the same for all, and so their
-        order cannot change at those that follow: these are passed without touching the paths.
         """
         paths = [(0, NOWHERE, 0, 0, None)]  # cost, ends of the last match (output, reference), used words, matches
-        common_end = NOWHERE  # where in the output the last match of all paths ends; None if it is not the same
         after_fixed = 0
         for j, matches in enumerate([*self.candidates, []]):  # behind the last word, the last chunk is closed
             if j < after_fixed:
                 continue
             if j in self.fixed or j == len(self.candidates) or self.of_reference[j] == 0:
+                # All paths do the same here; they differ in whether it goes on with their chunk.
                 i, n_output, n_reference, _ = self.fixed.get(j, (NOWHERE, 0, 1, None))
-                if common_end is None:
-                    paths = [(cost + CHUNK * (end not in (i, NOWHERE)), end, reach, used, chosen)
-                             for cost, end, reach, used, chosen in _best(paths)]
-                common_end, after_fixed = i + n_output, j + n_reference
+                paths = [(cost + CHUNK * (end not in (i, NOWHERE)), i + n_output, reach, used, chosen)
+                         for cost, end, reach, used, chosen in _best(paths)]
+                after_fixed = j + n_reference
             else:
-                paths, common_end = self._branch(_best(paths), j, matches, common_end), None
+                paths = self._branch(_best(paths), j, matches)
         matches = _best(paths)[0][-1]
         alignment = list(self.fixed.items())
         while matches:
@@ -238,7 +233,7 @@ class Pair:
         return sorted(alignment)
 
     @staticmethod
-    def _branch(paths, j, matches, common_end):
+    def _branch(paths, j, matches):
         """The paths behind position j: for each path all that it can take, and the path itself without any of them."""
         options = []
         for match in matches:
@@ -252,8 +247,6 @@ class Pair:
             if reach > j:  # inside a match that it has taken
                 branched.append(path)
                 continue
-            if common_end is not None:
-                end = common_end
             for i, new_end, new_reach, mask, gain, distance, match in options:
                 if not used & mask:
                     chunk = 0 if end == i or end == NOWHERE else CHUNK
@@ -408,17 +401,7 @@ def best_statistics(pairs):
     return best[-1]
 
 
-def prepare(references, data=None):
-    """A Meteor for these references, or None where METEOR's data are not found; `data` as for `meteor`."""
-    folder = meteor_data.find(data)
+def prepare(references):
+    """A Meteor for these references, or None where METEOR's data are not found."""
+    folder = meteor_data.find()
     return None if folder is None else Meteor(references, folder)
-
-
-def meteor(references, outputs, data=None):
-    """METEOR of a corpus: (its score, a list of the score of each output); None where METEOR's data are not found.
-
-    references: a list of lists of str, outputs: a list of str, both tokenised as by ptb.tokenize; data: the folder that
-    has METEOR's data, if it is not one of those where `meteor_data.find` looks.
-    """
-    prepared = prepare(references, data)
-    return prepared and prepared.score(outputs)

@@ -39,9 +39,9 @@ ENDINGS = (
 )
 
 
-def find(folder=None):
-    """The folder of METEOR's data: `folder`, else what METEOR_DATA names, else one that is known; or None."""
-    named = folder or os.environ.get("METEOR_DATA")
+def find():
+    """The folder of METEOR's data: what METEOR_DATA names, else one that is known; or None."""
+    named = os.environ.get("METEOR_DATA")
     if named:
         places = [Path(named)]
     else:

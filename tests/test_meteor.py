@@ -22,7 +22,7 @@ import metrics
 from common import InputError, sha256
 from metrics import download, meteor_data, porter2, ptb
 from metrics import meteor as meteor_module
-from metrics.meteor import EXACT, Meteor, Output, Pair, Reference, best_statistics, meteor, normalize, score
+from metrics.meteor import EXACT, Meteor, Output, Pair, Reference, best_statistics, normalize, score
 from metrics.meteor_data import Lexicon, Paraphrases
 
 # On a busy machine a slow example is no failure.
@@ -81,6 +81,11 @@ def official_data():
 # ---------------------------------------------------------------------------------------------------------------------
 # The official numbers
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def scores(references, outputs, folder):
+    """(the score of the corpus, a list of the score of each output) with the data of a folder."""
+    return Meteor(references, folder).score(outputs)
 
 
 def read_tsv(path):
@@ -198,7 +203,7 @@ def test_examples_in_the_docstrings(module):
 def test_score_of_a_pair_worked_out_by_hand(small):
     # Of "the pub is cheap" and "the tavern was inexpensive and" match: the (exact, function word), pub and tavern,
     # is and was, cheap and inexpensive (synonyms). "was" is a content word in this small list of function words.
-    total, (segment,) = meteor([["the tavern was inexpensive and"]], ["the pub is cheap"], small)
+    total, (segment,) = scores([["the tavern was inexpensive and"]], ["the pub is cheap"], small)
     p = (0.25 + 0.8 * (2 * 0.75 + 0.25)) / (2 * 0.25 + 2 * 0.75)
     r = (0.25 + 0.8 * 3 * 0.75) / (0.25 + 4 * 0.75)
     fragmentation = 1 / ((4 + 4) / 2)
@@ -211,7 +216,7 @@ def test_the_corpus_score_is_that_of_the_sums(small):
     assert second == (2, 2, 0, 0, 2, 2, 0, 0, *[0] * 12, 1, 2, 2)
     sums = [a + b for a, b in zip(first, second)]
     sums[-3] -= 1  # the second output is one chunk that leaves no word unmatched
-    assert meteor(references, outputs, small) == (score(sums), [score(first), 1.0])
+    assert scores(references, outputs, small) == (score(sums), [score(first), 1.0])
 
 
 @pytest.mark.parametrize(
@@ -363,9 +368,9 @@ def without_cache(small, monkeypatch):
 def test_scores_of_segments_do_not_depend_on_the_order_of_references(without_cache, corpus, draw):
     references = [[" ".join(tokens) for tokens in group] for group, _ in corpus]
     outputs = [" ".join(tokens) for _, tokens in corpus]
-    _, segments = meteor(references, outputs, without_cache)
+    _, segments = scores(references, outputs, without_cache)
     shuffled = [draw.sample(group, len(group)) for group in references]
-    assert meteor(shuffled, outputs, without_cache)[1] == segments
+    assert scores(shuffled, outputs, without_cache)[1] == segments
     assert all(0 <= segment <= 1 for segment in segments)
 
 
@@ -374,32 +379,32 @@ def test_scores_of_segments_do_not_depend_on_the_order_of_references(without_cac
 def test_the_order_of_segments_does_not_matter(without_cache, corpus, draw):
     corpus = [([" ".join(tokens) for tokens in group], " ".join(tokens)) for group, tokens in corpus]
     shuffled = draw.sample(corpus, len(corpus))
-    assert meteor(*zip(*shuffled), without_cache)[0] == meteor(*zip(*corpus), without_cache)[0]  # sums of integers
+    assert scores(*zip(*shuffled), without_cache)[0] == scores(*zip(*corpus), without_cache)[0]  # sums of integers
 
 
 @settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(odd_texts, min_size=1), odd_texts)
 def test_odd_texts_have_scores(without_cache, references, output):
-    total, (segment,) = meteor([references], [output], without_cache)
+    total, (segment,) = scores([references], [output], without_cache)
     assert 0 <= total <= 1 and 0 <= segment <= 1
-    total, (segment,) = meteor([[*references, output]], [output], without_cache)
+    total, (segment,) = scores([[*references, output]], [output], without_cache)
     assert total == segment == pytest.approx(1.0 if normalize(output) else 0.0)
 
 
 @pytest.mark.parametrize("text", ["pub", "😀", "\x00", " ".join(map(str, range(10_000))), "the " * 10_000])
 def test_an_output_equal_to_a_reference_has_the_score_1(text, without_cache):
-    assert meteor([["a", text]], [text], without_cache) == (1.0, [1.0])
+    assert scores([["a", text]], [text], without_cache) == (1.0, [1.0])
 
 
 def test_ten_thousand_words(without_cache):
     words = [f"word{number}" for number in range(9_700)] + random.Random(0).choices(WORDS, k=300)
     random.Random(1).shuffle(words)
-    total, (segment,) = meteor([["pub", " ".join(words[::-1])]], [" ".join(words)], without_cache)
+    total, (segment,) = scores([["pub", " ".join(words[::-1])]], [" ".join(words)], without_cache)
     assert total == segment and 0 < segment < 1
 
 
 def test_empty_outputs_and_references(without_cache):
-    assert meteor([["", "pub"], [""], [""]], ["", "pub", ""], without_cache) == (0.0, [0.0, 0.0, 0.0])
+    assert scores([["", "pub"], [""], [""]], ["", "pub", ""], without_cache) == (0.0, [0.0, 0.0, 0.0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -408,14 +413,14 @@ def test_empty_outputs_and_references(without_cache):
 
 
 def test_without_data_there_is_no_score(small):
-    assert meteor([["a pub"]], ["a pub"]) is None
+    assert meteor_module.prepare([["a pub"]]) is None
     assert "pip install pycocoevalcap" in meteor_module.HOW_TO_GET
 
 
 def test_data_are_found_where_the_user_says_and_where_they_are_installed(small, tmp_path, monkeypatch):
-    expected = meteor([["a cheap pub"]], ["low cost pub"], small)
+    expected = scores([["a cheap pub"]], ["low cost pub"], small)
     monkeypatch.setenv("METEOR_DATA", str(small))
-    assert meteor([["a cheap pub"]], ["low cost pub"]) == expected
+    assert scores([["a cheap pub"]], ["low cost pub"], meteor_data.find()) == expected
     monkeypatch.delenv("METEOR_DATA")
 
     monkeypatch.undo()
@@ -427,7 +432,7 @@ def test_data_are_found_where_the_user_says_and_where_they_are_installed(small, 
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path / "site")
     assert meteor_data.find() == package / "meteor"
-    assert meteor([["a cheap pub"]], ["low cost pub"]) == expected
+    assert scores([["a cheap pub"]], ["low cost pub"], meteor_data.find()) == expected
 
 
 def test_a_folder_without_the_data_is_an_error(small, tmp_path, monkeypatch):
@@ -445,7 +450,7 @@ def test_damaged_data_are_an_error(name, cut, small, tmp_path):
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content[:-1] if cut else content)
     with pytest.raises(InputError, match=f"{name} is not the file of METEOR 1.5"):
-        meteor([["a pub"]], ["a pub"], folder)
+        scores([["a pub"]], ["a pub"], folder)
 
 
 def test_the_known_files_are_those_of_the_official_repository(official_data):
@@ -478,7 +483,8 @@ def test_download(small, tmp_path, monkeypatch, capsys):
         finally:
             server.shutdown()
     assert meteor_data.find() == tmp_path / "own"
-    assert meteor([["a cheap pub"]], ["low cost pub"]) == meteor([["a cheap pub"]], ["low cost pub"], small)
+    downloaded = scores([["a cheap pub"]], ["low cost pub"], meteor_data.find())
+    assert downloaded == scores([["a cheap pub"]], ["low cost pub"], small)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -535,11 +541,12 @@ def test_where_no_cache_can_be_written_the_table_is_read_each_time(small, scans,
         assert meteor_data.paraphrases(small, REFERENCES) == KEPT and len(scans) == count
 
 
-def test_several_outputs_can_be_scored_against_references_made_ready_once(small, scans):
+def test_several_outputs_can_be_scored_against_references_made_ready_once(small, scans, monkeypatch):
+    monkeypatch.setenv("METEOR_DATA", str(small))
     references = [["a cheap pub", "the pub is low cost"], ["kid friendly"]]
-    prepared = meteor_module.prepare(references, small)
+    prepared = meteor_module.prepare(references)
     for outputs in (["the pub is cheap", "good for children"], ["low cost", ""]):
-        assert prepared.score(outputs) == meteor(references, outputs, small)
+        assert prepared.score(outputs) == scores(references, outputs, small)
         assert not math.isnan(prepared.score(outputs)[0])
     with pytest.raises(ValueError):
         prepared.score(["only one"])
