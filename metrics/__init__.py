@@ -1,4 +1,5 @@
-"""The five scores of the E2E NLG challenge in plain Python, equal to the official scripts' to four decimals.
+"""The five scores of the E2E NLG challenge in plain Python, equal to the official scripts' to four
+decimals.
 
     mteval.py    BLEU and NIST
     meteor.py    METEOR 1.5, with meteor_data.py and porter2.py; download.py fetches its data
@@ -24,8 +25,9 @@ PERCENTAGES = ("BLEU", "METEOR", "ROUGE_L")  # printed times 100; NIST and CIDEr
 def evaluate(references, outputs):
     """Score a corpus: each output against its group of references.
 
-    references: a list of lists of str, outputs: a list of str. Returns a dict with a value for each of METRICS:
-    BLEU, METEOR and ROUGE_L as fractions; None where a score could not be computed (METEOR without its data).
+    references: a list of lists of str, outputs: a list of str. Returns a dict with a value for each
+    of METRICS: BLEU, METEOR and ROUGE_L as fractions; None where a score could not be computed
+    (METEOR without its data).
 
     >>> scores = evaluate([["A cheap pub.", "The pub is cheap."], ["A bar."]], ["The pub is cheap.", "A bar"])
     >>> [f"{name} {scores[name]:.4f}" for name in ("BLEU", "NIST", "ROUGE_L", "CIDEr")]
@@ -54,9 +56,11 @@ class Scorer:
             self.meteor = meteor.prepare(self.tokenized)  # None without its data
 
     def score(self, outputs):
-        """Score a list of outputs: (scores of the corpus as from `evaluate`, scores of its segments).
+        """Score a list of outputs: (scores of the corpus as from `evaluate`, scores of its
+        segments).
 
-        The latter are a dict, too, with a list for METEOR, ROUGE_L and CIDEr, or None where there is no such score.
+        The latter are a dict, too, with a list for METEOR, ROUGE_L and CIDEr, or None where there
+        is no such score.
         """
         if len(self.references) != len(outputs):
             raise ValueError(f"{len(self.references):,} groups of references for {len(outputs):,} outputs")
@@ -88,7 +92,8 @@ def _no_search_for_cycles():
 def format_table(rows):
     """Format rows of (label, scores) as a table, aligned at the decimal points.
 
-    scores: a dict as from `evaluate`. A value that is a str already, such as a published "69.7", stays as it is.
+    scores: a dict as from `evaluate`. A value that is a str already, such as a published "69.7",
+    stays as it is.
 
     >>> ours = {"BLEU": 0.68354, "NIST": 8.69061, "METEOR": None, "ROUGE_L": None, "CIDEr": None}
     >>> theirs = {"BLEU": "69.7", "NIST": "8.81", "METEOR": "46.1", "ROUGE_L": "71.4", "CIDEr": "2.49"}

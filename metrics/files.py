@@ -1,7 +1,9 @@
-"""Reading references and outputs as the E2E challenge's script `measure_scores.py REFERENCES OUTPUTS` reads them.
+"""Reading references and outputs as the E2E challenge's script `measure_scores.py REFERENCES
+OUTPUTS` reads them.
 
-A file named .csv or .tsv is a table with a header; any other is plain text, one sentence a line. In plain text a
-blank line ends a group of references; a file without one gives every output a single reference.
+A file named .csv or .tsv is a table with a header; any other is plain text, one sentence a line. In
+plain text a blank line ends a group of references; a file without one gives every output a single
+reference.
 """
 
 import csv
@@ -49,8 +51,8 @@ def read_references(path, outputs=None):
 def read_corpora(references, outputs):
     """Read a file of references, once, and files of outputs: a Corpus for each of these.
 
-    A group of references is paired with each output: by equal sources if both files are tables, else one after the
-    other. In a table of references, rows with the same source are a group.
+    A group of references is paired with each output: by equal sources if both files are tables,
+    else one after the other. In a table of references, rows with the same source are a group.
     """
     groups, rows = _references_in_order(references)
     by_source = {}
@@ -157,7 +159,8 @@ def _read_table(path, text_column):
 def _split_cells(path, numbered):
     """Cut the numbered lines of a table into cells: (line number, cells) for each row. A quoted cell may span lines."""
     separator = "\t" if numbered and "\t" in numbered[0][1] else ","
-    # Below the last line comes an empty one: it becomes a row without cells unless a quote is still open.
+    # Below the last line comes an empty one: it becomes a row without cells unless a quote is still
+    # open.
     reader = csv.reader([line for _, line in numbered] + [""], delimiter=separator)
     rows = []
     start = 0  # where the row being read starts in `numbered`

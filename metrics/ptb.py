@@ -1,22 +1,24 @@
-"""The tokenizer in front of METEOR, ROUGE-L and CIDEr: Stanford's PTBTokenizer 3.4.1 as the E2E challenge runs it.
+"""The tokenizer of METEOR, ROUGE-L and CIDEr: Stanford's PTBTokenizer 3.4.1.
 
-PTB is the Penn Treebank, whose conventions it follows: "isn't" becomes "is n't", "(" becomes "-lrb-", "£" becomes "#".
-It is a lexer. At each place in the text that rule of RULES wins which matches most characters, counting those that it
-only wants to see behind its token (the context); of equals, the first. Then the context is given back, and the next
-token is looked for right behind this one. What no rule knows is dropped and separates tokens: blanks, emoji, controls.
+PTB is the Penn Treebank, whose conventions it follows: "isn't" becomes "is n't", "(" becomes
+"-lrb-", "£" becomes "#". It is a lexer. At each place in the text that rule of RULES wins which
+matches most characters, counting those that it only wants to see behind its token (the context); of
+equals, the first. Then the context is given back, and the next token is looked for right behind
+this one. What no rule knows is dropped and separates tokens: blanks, emoji, controls.
 """
 
 import re
 import unicodedata
 from functools import lru_cache
 
-# --- Kinds of characters: the rules see ASCII as it is, and beyond it one character for all of a kind
+# --- Kinds of characters: the rules see ASCII as it is, beyond it one character for all of a kind
 
 UPPER, LOWER, DIGIT, MARK, SYMBOL, UNKNOWN = "Éé٠\u0301©\0"
 OTHER_KINDS = {
-    SYMBOL: "A6-A9 AC AE-B9 D7 F7 387 5BE 5C0 5C3 5C6 5F3 5F4 600-603 606-60C 614 61B 61E 66A 66D 703-70D 7F6-7F8 964 "
-            "965 E4F 1FBD 2016 2017 2020-2023 2030-2038 203B 203E-2042 207C-207F 208C-208E 2100-214F 2190-2BFF 3012 "
-            "30FB FF01-FF0F FF1A-FF20 FF3B-FF40 FF5B-FF65",
+    SYMBOL: "A6-A9 AC AE-B9 D7 F7 387 5BE 5C0 5C3 5C6 5F3 5F4 600-603 606-60C 614 61B 61E 66A 66D "
+            "703-70D 7F6-7F8 964 965 E4F 1FBD 2016 2017 2020-2023 2030-2038 203B 203E-2042 "
+            "207C-207F 208C-208E 2100-214F 2190-2BFF 3012 30FB FF01-FF0F FF1A-FF20 FF3B-FF40 "
+            "FF5B-FF65",
     "\xad": "AD",  # the soft hyphen
     "\xa0": "A0",  # the blank that does not break
     "\u2003": "2000-200A 3000",  # other blanks
@@ -41,7 +43,8 @@ KIND_OF_CODE = {}
 for _kind_of_range, _ranges in OTHER_KINDS.items():  # what stands in two kinds is of the later one
     for _range in _ranges.split():
         _first, _, _last = _range.partition("-")
-        KIND_OF_CODE |= dict.fromkeys(range(int(_first, 16), int(_last or _first, 16) + 1), _kind_of_range)
+        _codes = range(int(_first, 16), int(_last or _first, 16) + 1)
+        KIND_OF_CODE |= dict.fromkeys(_codes, _kind_of_range)
 
 
 @lru_cache(None)
@@ -64,9 +67,10 @@ def _kind(character):
 
 
 def _words(words):
-    """A pattern for any of these words, in upper or lower case; but a ^Word has its capital, and [ab] is literal."""
-    words = [word.replace(".", r"\.").replace("[", "(?-i:[").replace("]", "])") for word in words.split()]
-    return "(?:" + "|".join(f"{w[1]}(?i:{w[2:]})" if w[0] == "^" else f"(?i:{w})" for w in words) + ")"
+    """A pattern for any of these words in any case; a ^Word has its capital, [ab] is literal."""
+    words = words.replace(".", r"\.").replace("[", "(?-i:[").replace("]", "])").split()
+    words = [f"{w[1]}(?i:{w[2:]})" if w[0] == "^" else f"(?i:{w})" for w in words]
+    return "(?:" + "|".join(words) + ")"
 
 
 ANY, SP, WS, IP = r"[\s\S]", "[ \t\xa0\u2003]", "[ \t\xa0\u2003\n\r…]", "[,;:、]"
@@ -94,33 +98,37 @@ ALNUMS = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 WHITE = "\t\n\r "  # in sites and addresses
 PATH = rf'/[^{WHITE}"<>|()]+[^{WHITE}"<>|().!?,{{}}-]'
 WWW = rf'(?i:www)\.(?:[^{WHITE}"<>|.!?(){{}},]+\.)+[A-Za-z]{{2,4}}'
-SITE = rf"""(?:[^{WHITE}"'<>|!(){{}}$`,-_]+\.)+{_words("com net org edu")}"""  # ,-_ is a range: no digits, no capitals
+# A slip of the original: ,-_ is a range, so that a site has no digits and no capitals.
+SITE = rf"""(?:[^{WHITE}"'<>|!(){{}}$`,-_]+\.)+{_words("com net org edu")}"""
 LABEL = rf'[^{WHITE}"<>|(){{}}.\xa0]+'
 EMAIL = rf'(?:<|&lt;)?[A-Za-z0-9][^{WHITE}"<>|(){{}}\xa0]*@(?:{LABEL}\.)*{LABEL}(?:>|&gt;)?'
-PHONE = r"(?:\([0-9]{2,3}\)[ \xa0]?|\+{0,2}(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
+PHONE = (
+    r"(?:\([0-9]{2,3}\)[ \xa0]?|\+{0,2}(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
+    r"[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
+)
 PHONE_WITH_PERIODS = r"(?:\+{0,2}[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}"
 FILE_TYPE = _words(
-    "bat bmp c class cgi cpp dll docx? exe gif gz html? h jar java jpe?g mov mp3 pdf php pl png pptx? ps py sql tar "
-    "txt wav x xml zip"
+    "bat bmp c class cgi cpp dll docx? exe gif gz html? h jar java jpe?g mov mp3 pdf php pl png "
+    "pptx? ps py sql tar txt wav x xml zip"
 )
 STARTER = _words(  # of a sentence
-    "^About ^According ^Additionally ^After ^An ^A ^As ^At ^But ^Earlier ^He ^Her ^Here ^However ^If ^In ^It ^Last "
-    "^Many ^More ^Mr. ^Ms. ^Now ^Once ^One ^Other ^Our ^She ^Since ^So ^Some ^Such ^That ^The ^Their ^Then ^There "
-    "^These ^They ^This ^We ^When ^While ^What ^Yet ^You"
+    "^About ^According ^Additionally ^After ^An ^A ^As ^At ^But ^Earlier ^He ^Her ^Here ^However "
+    "^If ^In ^It ^Last ^Many ^More ^Mr. ^Ms. ^Now ^Once ^One ^Other ^Our ^She ^Since ^So ^Some "
+    "^Such ^That ^The ^Their ^Then ^There ^These ^They ^This ^We ^When ^While ^What ^Yet ^You"
 )
 MAY_END = _words(  # abbreviations: a sentence may end in one
-    "Jan Feb Mar Apr Jun Jul Aug Sept? Oct Nov Dec Mon Tues? Wed Thu Thurs Fri Ala Ariz ^Az ^Ark Calif Colo Conn Ct "
-    "Dak ^Del Fla Ga ^Ill Ind Kans? Ky ^La ^Mass Md Mich Minn ^Miss Mo Mont Neb Nev Okla ^Ore ^Pa Penn Tenn ^Tex Va Vt "
-    "^Wash Wisc? Wyo Inc Cos? Corp Pp?t[ye]s? Ltd Plc Rt Bancorp Bhd Assn Univ Intl Sys tel est ext sq Jr Sr Bros Ed.D "
-    "Ph.D Blvd Rd Esq etc al seq Bldg"
+    "Jan Feb Mar Apr Jun Jul Aug Sept? Oct Nov Dec Mon Tues? Wed Thu Thurs Fri Ala Ariz ^Az ^Ark "
+    "Calif Colo Conn Ct Dak ^Del Fla Ga ^Ill Ind Kans? Ky ^La ^Mass Md Mich Minn ^Miss Mo Mont Neb "
+    "Nev Okla ^Ore ^Pa Penn Tenn ^Tex Va Vt ^Wash Wisc? Wyo Inc Cos? Corp Pp?t[ye]s? Ltd Plc Rt "
+    "Bancorp Bhd Assn Univ Intl Sys tel est ext sq Jr Sr Bros Ed.D Ph.D Blvd Rd Esq etc al seq Bldg"
 )
 GOES_ON = _words(  # abbreviations: none ends in one of these
-    "Mr Mrs Ms ^Miss Drs? Profs? Sens? Reps? Attys? Lt Col Gen Messrs Govs? Adm Rev Maj Sgt Cpl Pvt Capt Ste? Ave Pres "
-    "Lieut Hon Brig Co?mdr Pfc Spc Supts? Det Mt Ft Adj Adv Asst Assoc Ens Insp Mlle Mme Msgr Sfc vs Alex Wm Jos Cie "
-    "a.k.a cf TREAS Ph Invt Elec Natl M[ft]g Dept"
+    "Mr Mrs Ms ^Miss Drs? Profs? Sens? Reps? Attys? Lt Col Gen Messrs Govs? Adm Rev Maj Sgt Cpl "
+    "Pvt Capt Ste? Ave Pres Lieut Hon Brig Co?mdr Pfc Spc Supts? Det Mt Ft Adj Adv Asst Assoc Ens "
+    "Insp Mlle Mme Msgr Sfc vs Alex Wm Jos Cie a.k.a cf TREAS Ph Invt Elec Natl M[ft]g Dept"
 )
 
-# --- The rules: token, context, output. An output is a form for the token ("{}"), or a dict of replacements in it
+# --- The rules: token, context, output. An output is a form for the token, or replacements in it
 
 SOFT_HYPHENS = {"\xad": ""}
 ONE_TOKEN = {" ": "\xa0", "(": "-lrb-", ")": "-rrb-"}
@@ -133,7 +141,8 @@ FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 
 RULES = [
     (_words("c[+][+] c# f#"), "", "{}"),
-    ("(?i:can(?=not)|(?:gon|wan)(?=na)|got(?=ta)|(?:lem|gim)(?=me)|'t(?=was|is))", "(?i:not|na|ta|me|was|is)", "{}"),
+    ("(?i:can(?=not)|(?:gon|wan)(?=na)|got(?=ta)|(?:lem|gim)(?=me)|'t(?=was|is))",
+     "(?i:not|na|ta|me|was|is)", "{}"),
     (TAG, "", ONE_TOKEN),
     ("–|(?i:&(?:md|[mn]dash);)", "", "--"),
     ("(?i:&(?:amp|lt|gt);)", "", ENTITIES),
@@ -143,8 +152,9 @@ RULES = [
     (WORD, "", SOFT_HYPHENS),
     (f"[A-HJ-XZn]{APX}{L}{{2,}}", "", "{}"),  # O'Brien
     (f"{L}+[aeiouyAEIOUY]{APX}[aeiouA-Z]{L}*", "", "{}"),
-    (f"{AP}[nN]{AP}?|[lLdDjJ]{AP}|{_words('Dunkin somethin ol')}{AP}", "", "{}"),  # rock 'n' roll, l'addition
-    (f"{AP}(?:{_words('em till? cause')}|[2-9]0[sS])|'(?i:twas)|[oO]{APX}[oO]", "", "{}"),  # the '80s
+    (f"{AP}[nN]{AP}?|[lLdDjJ]{AP}|{_words('Dunkin somethin ol')}{AP}", "", "{}"),  # rock 'n' roll
+    (f"{AP}(?:{_words('em till? cause')}|[2-9]0[sS])", "", "{}"),  # the '80s
+    (f"'(?i:twas)|[oO]{APX}[oO]", "", "{}"),
     (_words("cont'd.? nor'easter c'mon e'er s'mores ev'ry li'l nat'l").replace("'", AP), "", "{}"),
     (f"[yY]{AP}", L, "{}"),  # y'|all
     (f'(?i:https?)://[^{WHITE}"<>|(){{}}]+[^{WHITE}"<>|(){{}}.!?,-]', "", "{}"),
@@ -158,12 +168,13 @@ RULES = [
     ("⁺?(?:²+|₂+)", "", "{}"),
     (rf"(?:{D}{{1,4}}[- \xa0])?{D}{{1,4}}(?:\\?/|⁄){D}{{1,4}}", "", ONE_TOKEN),  # 1 1/2
     ("½", "", FRACTIONS),
-    (_words("-LRB- -RRB- -LCB- -RCB- -LSB- -RSB- C.D.s pro- anti- Cap'n c'est").replace("'", AP), "", "{}"),
+    (_words("-LRB- -RRB- -LCB- -RCB- -LSB- -RSB- C.D.s pro- anti-"), "", "{}"),
+    (_words("Cap'n c'est").replace("'", AP), "", "{}"),
     (f"(?i:S{AND}(?:P-500|Ls))", "", ENTITIES),
     (rf"{ALNUMS}(?:\\?/{ALNUMS}){{1,2}}", "", "{}"),  # and/or
     (r"[A-Z]*\$|#", "", "{}"),
     ("£", "", CURRENCIES),
-    ("[A-Za-z]", rf"\.{WS}+(?:{STARTER}|{TAG}){WS}", "{}"),  # the period of "I. The" ends the sentence
+    ("[A-Za-z]", rf"\.{WS}+(?:{STARTER}|{TAG}){WS}", "{}"),  # that of "I. The" ends the sentence
     (rf"{ACRONYM}\.", f"{WS}+(?:{STARTER}|{TAG}){WS}", "{} ."),  # that of "U.S. The" does that, too
     (rf"{_words('ca figs? prop nos? art bldg pp op')}\.", f"{WS}?{D}", "{}"),  # no. 5
     (r"(?:(?i:p)t[eyEY]|(?i:co))\.", f"{SP}(?i:ltd|lim)", "{}"),
@@ -181,7 +192,8 @@ RULES = [
     ('"|(?i:&quot;)', "", "''"),
     ("[<>]", "", "{}"),
     (r"[<>]?[:;=][-o*']?[()DPdpO\\{@|[\]]", "[^A-Za-z0-9]", ONE_TOKEN),  # smileys
-    (r"[\^x=~<>'-]_[\^x=~<>'-]|\([\^x=~<>'-][_.]?[\^x=~<>'-]\)|\([\^x=~<>']-[\^x=~<>'`]\)", "", ONE_TOKEN),  # (^_^)
+    (r"[\^x=~<>'-]_[\^x=~<>'-]|\([\^x=~<>'-][_.]?[\^x=~<>'-]\)|\([\^x=~<>']-[\^x=~<>'`]\)",
+     "", ONE_TOKEN),  # (^_^)
     (r"[][(){}]", "", BRACKETS),
     ("-{3,4}", "", "--"),
     ("-+", "", "{}"),
@@ -204,8 +216,9 @@ RULES = [(re.compile(f"({token}){context}"), output) for token, context, output 
 
 # --- The lexer
 
-# Nothing but a tag goes on behind a blank that follows a letter or a comma. So the text is cut there, and every piece
-# is lexed once: the 114,144 pieces of E2E's references are 1,643 different ones.
+# Nothing but a tag goes on behind a blank that follows a letter or a comma. So the text is cut
+# there, and every piece is lexed once: the 114,144 pieces of E2E's references are 1,643 different
+# ones.
 PIECE = re.compile(rf"(?:{TAG}|{ANY})+?(?:(?<=[A-Za-z,])[ \n]|\Z)")
 
 # What the challenge drops. All is in lower case by then, so "-LRB-" never is.
@@ -240,10 +253,10 @@ def lex(text):
 
 
 def tokenize(captions):
-    """The tokens that METEOR, ROUGE-L and CIDEr compare: for each caption a str with a blank between tokens.
+    """The tokens that METEOR, ROUGE-L and CIDEr compare: for each caption, a str with blanks.
 
-    The captions are lexed as the lines of one text: how a line begins may decide whether the abbreviation at the end
-    of the line before keeps its period. Punctuation is dropped.
+    The captions are lexed as the lines of one text: how a line begins may decide whether the
+    abbreviation at the end of the line before keeps its period. Punctuation is dropped.
 
     >>> tokenize(["It isn't cheap (£20-25).", "A pub, near St. Ives."])
     ["it is n't cheap -lrb- # 20-25 -rrb-", 'a pub near st. ives']
