@@ -14,7 +14,7 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def lexed(text):
-    return " ".join(token for piece in ptb.PIECE.findall(text) for token in ptb.lex(piece))
+    return " ".join(token for piece in ptb._pieces(text) for token in ptb.lex(piece))
 
 
 @pytest.mark.parametrize("kind, count", [("ref", 8933), ("adv", 429)])
@@ -69,6 +69,37 @@ def test_rules(text, tokens):
     assert lexed(text) == tokens
 
 
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("of '69 of '69… of '69", "of '69 of ' 69 ... of ' 69"),  # three dots are no white space
+        ("Sino-U.S of Sino-U.S… of U.S…", "sino-u.s of sino-u . s ... of u.s ..."),
+        ("&QUOT;a&quot; &Quot;", "&quot; a '' &quot;"),  # only entities in lower case are replaced,
+        ("it&APOS;s it&apos;s &APOS;", "it &apos;s it 's &apos;"),
+        ("R&AMP;B &LT;a&GT; S&Amp;Ls", "r&b < a > s&ls"),  # but for these
+        ("&LT;a@x.org&GT; &lt;a@x.org&gt;", "&lt;a@x.org&gt; &lt;a@x.org&gt;"),
+        ("<a b='(c)'>", "<a\xa0b='(c)'>"),
+        ("ಕಾಫಿ කෝපි ਕੰਮ କଫି தௗ കൊ", "ಕ ಫ ක ප ਕ ਮ କଫ த ക"),  # vowel signs that it does not know
+        ("का తా কা", "का తా কা"),  # and those that it does
+        ("Ինչո՞ւ այո՜", "ինչո՞ւ այո՜"),
+        ("a\u0375b ΄ ۞a ۽ \u070fx", "a\u0375b ΄ ۞a ۽ \u070fx"),
+        ("a\u037fb \u0560 \ua7c5 \uab70", "a b"),  # letters newer than the tokenizer
+        ("etc.Ⅳ etc. Ⅳ etc. Ⓐ", "etc. etc. . etc. . ⓐ"),
+        ("http://😀 etc.😀", "http://😀 etc."),
+        ("a  \u2003x.com", "a x.com"),
+    ],
+)
+def test_rules_that_matter_for_odd_text(text, tokens):
+    """As the official program has them, run on these texts."""
+    assert lexed(text) == tokens
+
+
+def test_a_tag_over_two_lines_shifts_no_others():
+    captions = ["so <a b='x y", "z'> it", "", "<!-- a", "good"]
+    tokens = ["so <a\xa0b='x\xa0y", "z'> it", "", "<", "good"]
+    assert ptb.tokenize(captions)[:3] == tokens[:3] and ptb.tokenize(captions)[-1] == tokens[-1]
+
+
 def test_punctuation_is_dropped_but_not_brackets_nor_what_is_not_on_the_list():
     kept = "a -lrb- b -rrb- c d e !? f -lsb- # -rsb-"
     assert ptb.tokenize(["A (b) – 'c', \"d\" . . . e!? f! [#]"]) == [kept]
@@ -108,9 +139,12 @@ def test_any_captions_have_tokens(captions):
     assert all(text == " ".join(token for token in text.split(" ") if token) for text in tokenized)
 
 
-@pytest.mark.parametrize("part", ["word ", "word", "🍕", "(", "a,", "<a b='", "\"", "1.", "a@"])
+@pytest.mark.parametrize(
+    "part", ["word ", "word", " ", "🍕", "(", "a,", "<a b='", "<!--", "\"", "1.", "a@", "a'", "£"]
+)
 def test_long_texts_have_tokens(part):
-    assert len(ptb.tokenize([part * 2_000, part * 2_000])) == 2
+    """In a time that grows with their length: with its square, each would take minutes."""
+    assert len(ptb.tokenize([part * 20_000, part * 20_000])) == 2
 
 
 def test_worked_examples_hold():
