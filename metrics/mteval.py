@@ -207,9 +207,10 @@ def segment_scores(references, output):
 
     For these the challenge runs not the Perl script but its port to Python, which differs: it
     lower-cases all letters, an empty text is one empty token, and in place of the halving above it
-    takes M_n to be at least 1e-15. sentBLEU adds 1 to each M_n and each T_n. (Where an output has
-    fewer than five tokens, the port ends in a division by zero; here n-grams that it does not have
-    add nothing to NIST.)
+    takes M_n to be at least 1e-15. sentBLEU adds 1 to each M_n and each T_n. T_n is below 0 there
+    for fewer than n - 1 tokens, and T_n + 1 then counts as 1e-9: such a sentBLEU can be far above
+    1. (For fewer than five tokens the port's NIST ends in a division by zero; here n-grams that an
+    output does not have add nothing to it.)
 
     >>> scores = segment_scores(["the cat sat on the mat"], "the cat lay on the mat")
     >>> [round(score, 4) for score in scores]
@@ -217,12 +218,13 @@ def segment_scores(references, output):
     """
     texts = [[token.lower() for token in tokenize(text)] or [""] for text in [*references, output]]
     counts = count(count_references([texts[:-1]]), texts[-1:])
-    brevity = math.exp(min(0.0, 1 - counts.closest_length / counts.output_ngrams[1]))
+    length = len(texts[-1])
+    brevity = math.exp(min(0.0, 1 - counts.closest_length / length))
     scores = []
     for added in (0, 1):
         product = 1.0
         for n in range(1, 5):
             matches = max(_matches(counts, n) + added, 1e-15)
-            product *= matches / max(counts.output_ngrams[n] + added, 1e-9)
+            product *= matches / max(length - n + 1 + added, 1e-9)
         scores.append(brevity * product ** (1 / 4))
     return *scores, nist(counts, zero_is_false=False)

@@ -7,18 +7,21 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
-from conftest import run_python
+from conftest import ROOT, run_python
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 import metrics
-from common import run_command
+from common import InputError, run_command
 from metrics import __main__ as main
 from metrics import mteval
 
@@ -281,11 +284,37 @@ def test_odd_outputs_have_scores(output):
         ([], [], "nothing to score"),
         ([["a"], []], ["a", "b"], "group 2 has no references"),
         (["a"], ["a"], "references 1 are a str"),
+        ("ab", ["a", "b"], "references are a str"),
+        ({"x": ["a"]}, ["a"], "references are a dict"),
+        ([["a"]], "a", "outputs are a str"),
+        ([["a"]], {"x": "a"}, "outputs are a dict"),
+        ([["a"]], {"a"}, "outputs are a set"),
+        ([["a"]], None, "outputs are a NoneType"),
+        ([["a"]], np.array("a"), "outputs are a ndarray"),
+        ([["a"]], [None], "outputs: number 1 is a NoneType"),
+        ([["a"]], np.array([b"a"]), "outputs: number 1 is a bytes"),
+        ([["a"]], np.array([["a"]]), "outputs: number 1 is a ndarray"),
+        ([["a"], ["b", float("nan")]], ["a", "b"], "references 2: number 2 is a float"),
+        ([["a"]], ["http://\ud800x"], "outputs: number 1 has half a character"),
     ],
 )
 def test_evaluate_says_what_is_wrong_with_its_arguments(references, outputs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         metrics.evaluate(references, outputs)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [tuple, iter, np.array, lambda texts: np.array(texts, dtype=object),
+     lambda texts: (text for text in texts), lambda texts: dict(enumerate(texts)).values()],
+    ids=["tuple", "iterator", "array", "array of objects", "generator", "values"],
+)
+def test_evaluate_takes_all_that_has_an_order(make):
+    references, outputs = [["a cheap pub", "a pub"], ["a bar", "the bar"]], ["a pub", "one bar"]
+    expected = metrics.evaluate(references, outputs)
+    made = make([make(group) for group in references])
+    assert metrics.evaluate(made, make(outputs)) == expected
 
 
 # --- Files
@@ -298,7 +327,7 @@ def write(path, text):
 
 def test_plain_outputs_keep_empty_lines_and_all_line_boundaries_cut(tmp_path):
     path = write(tmp_path / "out.txt", "\ufeffa\r\n\n b\u2028c\x0bd\x85e \n\n")
-    assert metrics.read_outputs(path) == ["\ufeffa", "", "b", "c", "d", "e", ""]
+    assert metrics.read_outputs(path) == ["a", "", "b", "c", "d", "e", ""]
 
 
 @pytest.mark.parametrize(
@@ -325,6 +354,77 @@ def test_tables_are_repaired_and_quoted_cells_span_lines(tmp_path):
 )
 def test_the_source_column_is_known_by_how_its_header_begins(tmp_path, source):
     assert metrics.read_outputs(write(tmp_path / "out.tsv", f"sys1\t{source}\nb\tx")) == ["b"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    for name, text in (("out.txt", "a\nb\n"), ("out.tsv", 'mr\tout\nx\ta\ny\tb\n'),
+                       ("quoted.csv", '"mr","out"\nx,a\ny,b\n')):
+        assert metrics.read_outputs(write(tmp_path / name, "\ufeff" + text)) == ["a", "b"]
+    assert metrics.read_references(write(tmp_path / "ref.txt", "\ufeffa\n\nb\n")) == [["a"], ["b"]]
+
+
+def test_all_references_are_those_of_the_only_output(tmp_path):
+    references = write(tmp_path / "ref.txt", "a cheap pub\na pub\n")
+    one = write(tmp_path / "one.txt", "a pub\n")
+    two = write(tmp_path / "two.txt", "a pub\na pub\n")
+    assert metrics.read_references(references, one) == [["a cheap pub", "a pub"]]
+    assert metrics.read_references(references, two) == [["a cheap pub"], ["a pub"]]
+
+
+SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_what_cuts_a_line_is_named_with_its_line(separator, tmp_path, capsys):
+    path = write(tmp_path / "out.txt", f"a\r\nb\rc{separator}d\ne{separator}f\n")
+    assert metrics.read_outputs(path) == ["a", "b", "c", "d", "e", "f"]
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {path}, line 3: U+{ord(separator):04X} ")
+    assert "(2 in all)" in warning and warning.count("\n") == 1
+
+
+def test_lines_are_numbered_as_an_editor_does(tmp_path):
+    path = write(tmp_path / "out.tsv", "mr\tout\nx\ta\u2028y\tb\nz\n")
+    with pytest.raises(InputError, match="out.tsv, line 3: 1 cells"):
+        metrics.read_outputs(path)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ['x\t"a\ny\tb\n', 'x\t"a\ny\tb\nz\t"c\n', 'x\t"a\ny\tthe "b"\n', '"x\ta\n"y"\tb\n',
+     'x,y\t"a\nz\t""b"" c\n'],
+)
+def test_a_quote_that_is_not_closed_takes_no_rows(rows, tmp_path):
+    path = write(tmp_path / "out.tsv", "mr\tout\nw\tfine\n" + rows)
+    with pytest.raises(InputError, match=r'out.tsv, line 3: a quote \("\)'):
+        metrics.read_outputs(path)
+
+
+def test_quotes_within_a_row_are_read_as_the_official_script_does(tmp_path):
+    path = write(tmp_path / "out.tsv", 'mr\tout\nx\t"The Mill" is a "pub".\ny\t6"\n')
+    assert metrics.read_outputs(path) == ['The Mill is a "pub".', '6"']
+
+
+pieces = st.sampled_from(
+    ['"', '""', "\n", "\r\n", "\r", "\t", ",", " ", "mr", "ref", "out", "a", "é", "\ufeff", "\0",
+     *SEPARATORS]
+)
+garbage = st.binary(max_size=40) | st.lists(pieces, max_size=30).map("".join).map(str.encode)
+headed = st.tuples(st.sampled_from([b"mr,ref\n", b"mr\tref\n", b""]), garbage).map(b"".join)
+
+
+@settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(headed, headed, st.sampled_from(["txt", "csv"]), st.sampled_from(["txt", "tsv"]))
+def test_any_file_is_read_or_refused(tmp_path, references, outputs, one, other):
+    (tmp_path / f"ref.{one}").write_bytes(references)
+    (tmp_path / f"out.{other}").write_bytes(outputs)
+    try:
+        (corpus,) = metrics.read_corpora(tmp_path / f"ref.{one}", [tmp_path / f"out.{other}"])
+    except InputError as error:
+        assert str(error).count("\n") == 0
+    else:
+        assert len(corpus.references) == len(corpus.outputs) == len(corpus.sources) > 0
+        assert all(corpus.references) and all(isinstance(text, str) for text in corpus.outputs)
 
 
 REFERENCE_TABLE = "mr,ref\nx,a\nx,b\ny,c\nx,d\n"
@@ -376,7 +476,7 @@ def test_json_of_one_file_is_an_object_and_nothing_else(small):
     result = run("ref.txt", "good.txt", "--json", cwd=small)
     scores = json.loads(result.stdout)
     sentences = metrics.read_outputs(small / "good.txt")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, f"note: {metrics.meteor.HOW_TO_GET}\n")
     assert scores == metrics.evaluate([[sentence] for sentence in sentences], sentences)
     assert tuple(scores) == metrics.METRICS and scores["BLEU"] == 1.0
 
@@ -433,6 +533,93 @@ def test_segments_of_several_files_or_to_nowhere_are_mistakes(small):
         assert result.stderr.count("\n") == 1
 
 
+def test_scores_are_printed_as_the_official_script_does(small):
+    def official(name):
+        scores = metrics.evaluate([["a cheap pub ."], ["the food is good ."]],
+                                  metrics.read_outputs(small / name))
+        return [f"{scores[metric]:.4f}" if scores[metric] is not None else "-"
+                for metric in metrics.METRICS]
+
+    header = "File\tBLEU\tNIST\tMETEOR\tROUGE_L\tCIDEr\n"
+    line = "\t".join(["good.txt", *official("good.txt")]) + "\n"
+    other = "\t".join(["bad.txt", *official("bad.txt")]) + "\n"
+    assert run("-t", "ref.txt", "good.txt", cwd=small).stdout == line
+    assert run("ref.txt", "good.txt", "-t", "-H", cwd=small).stdout == header + line
+    both = run("--table", "--header", "ref.txt", "good.txt", "bad.txt", cwd=small)
+    assert both.stdout == header + line + other
+    values = zip(metrics.METRICS, official("bad.txt"))
+    values = "".join(f"{name}: {value}\n" for name, value in values)
+    assert run("-H", "ref.txt", "bad.txt", cwd=small).stdout == f"SCORES:\n{'=' * 14}\n{values}\n"
+
+
+@pytest.mark.parametrize(
+    "option", ["-l", "--sent-level", "--seg-level", "--sentence-level", "--segment-level"]
+)
+def test_scores_of_segments_alone_are_written_as_the_official_script_does(option, small):
+    ours = run("ref.txt", "good.txt", "--segments", "ours.tsv", cwd=small)
+    official = run(option, "official.tsv", "ref.txt", "good.txt", cwd=small)
+    assert ours.stdout != "" == official.stdout and official.returncode == 0
+    assert (small / "official.tsv").read_bytes() == (small / "ours.tsv").read_bytes()
+
+
+def test_where_the_official_script_divides_by_zero_is_said_once(small):
+    stderr = run("ref.txt", "bad.txt", "--segments", "s.tsv", cwd=small).stderr
+    assert stderr.startswith("note: 2 outputs, first number 1, have fewer than five tokens: ")
+    assert "division by zero" in stderr and stderr.count("\n") == 1
+    assert run("ref.txt", "bad.txt", cwd=small).stderr == ""
+    write(small / "no-words.csv", 'mr,ref\nx,""\ny,<skipped>\n')
+    stderr = run("no-words.csv", "bad.txt", cwd=small).stderr
+    assert "division by zero" in stderr and "NIST is 0" in stderr and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options, what",
+    [
+        (["-p"], "-p, --python: "),
+        (["--python"], "-p, --python: "),
+        (["-s", "src.txt"], "-s, --src-file: "),
+        (["--json", "-t"], "--json and -t or -H: "),
+        (["-l", "nowhere/s.tsv"], "-l nowhere/s.tsv: "),
+        (["--segments", "nowhere/s.tsv"], "--segments nowhere/s.tsv: "),
+        (["-l", "."], "-l .: "),
+        (["-l", "ref.txt"], "-l ref.txt: "),
+        (["--segments", "./good.txt"], "--segments ./good.txt: "),
+        (["-l", "s.tsv", "bad.txt"], "-l s.tsv: takes the scores of one file"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_refused_before_a_file_is_read(options, what, small):
+    with mock.patch.object(main, "read_corpora") as read:
+        result = run(*options, "ref.txt", "good.txt", cwd=small)
+    assert result.returncode == 1 and result.stdout == "" and not read.called
+    assert result.stderr.startswith(f"error: {what}") and result.stderr.count("\n") == 1
+
+
+def test_segments_go_to_a_pipe_without_replacing_it(small):
+    os.mkfifo(small / "pipe")
+    read = os.open(small / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert run("-l", "pipe", "ref.txt", "good.txt", cwd=small).returncode == 0
+    assert os.read(read, 99).startswith(b"src\tsys_out\tBLEU") and (small / "pipe").is_fifo()
+    os.close(read)
+
+
+def test_what_was_read_is_what_is_signed(small):
+    """A pipe can be read only once."""
+    text = (small / "ref.txt").read_bytes()
+    read, to = os.pipe()
+    os.write(to, text)
+    os.close(to)
+    result = run(f"/dev/fd/{read}", "good.txt", cwd=small)
+    os.close(read)
+    assert f"SHA-256 {hashlib.sha256(text).hexdigest()[:16]}." in result.stdout
+
+
+def test_it_runs_from_any_folder(small):
+    command = [sys.executable, str(ROOT / "metrics"), "ref.txt", "good.txt", "-t"]
+    environment = {**os.environ, "METEOR_DATA": str(small)}
+    result = subprocess.run(command, cwd=small, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and "does not hold METEOR's data" in result.stderr
+
+
 def test_help_shows_an_example():
     assert "Example:\n  python -m metrics" in run_python("-m", "metrics", "--help").stdout
 
@@ -445,6 +632,8 @@ R, O = ("r.txt", "a\n"), ("o.txt", "a\n")  # files that are right
     "references, outputs, where, what",
     [
         (R, ("o.txt", None), "o.txt: ", "No such file"),
+        (R, (".", None), ".: ", "Is a directory"),
+        (("r.txt", "a\n\nb\n"), ("o.txt", "a\nb\nc\n"), "o.txt: ", "3 outputs for the 2 groups"),
         (("r.txt", ""), O, "r.txt: ", "empty"),
         (R, ("o.txt", ""), "o.txt: ", "empty"),
         (R, ("o.txt", b"a\nb\n\x85\xff"), "o.txt, line 3: ", "UTF-8"),
