@@ -17,9 +17,11 @@ import re
 import string
 from collections import Counter, defaultdict
 
+from common import InputError
 from metrics import meteor_data
 from metrics.meteor_data import Lexicon, Paraphrases, ngrams
 from metrics.porter2 import stem
+from metrics.ptb import java_characters
 
 HOW_TO_GET = (
     "METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them with "
@@ -28,14 +30,12 @@ HOW_TO_GET = (
 
 EXACT, STEM, SYNONYM, PARAPHRASE = range(4)  # the modules, each a reason for a match
 WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # what a match by each of them is worth in the score
+MOST_BITS = 1_000_000_000  # matches times words: more, and the search takes minutes, or gigabytes
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.20, 0.60, 0.75  # METEOR's parameters for English
 
-# --------------------------------------------------------------------------------------------------
-# Tokens
-# --------------------------------------------------------------------------------------------------
+# --- Tokens
 
-LETTER = ("A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u0527\ua640-\ua66e\ua67e-\ua697"
-          "\u1d00-\u1d7f")
+LETTER = "A-Za-zÀ-ÖØ-öø-ž\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
 RULES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (f"([^{LETTER}0-9 \t\n\v\f\r.'`,\u2018\u2019-])", r" \1 "),  # a symbol stands alone,
     (r"(\.\.+)", r" \1 "),  # and so do several periods,
@@ -88,17 +88,41 @@ def normalize(text):
     return tuple(WORD.findall(BLANKS.sub(" ", " ".join(words)).lower()))
 
 
-# --------------------------------------------------------------------------------------------------
-# What could be matched
-# --------------------------------------------------------------------------------------------------
+@functools.cache
+def key(word):
+    """What METEOR compares instead of words and of stems: Java's hash of a string, 32 bits.
+
+    h = 31 h + code, over the characters. So a few pairs of different words are equal to METEOR:
+
+    >>> key("v8") == key("tv"), key("q4") == key("or"), key("pub") == key("bar")
+    (True, True, False)
+    """
+    total = 0
+    for code in java_characters(word):
+        total = (31 * total + code) & 0xFFFFFFFF
+    return total
 
 
-class Reference:
+# --- What could be matched
+
+
+class Text:
+    """What outputs and references have in common."""
+
+    def __init__(self, tokens, lexicon):
+        self.tokens, self.keys = tokens, list(map(key, tokens))
+        self.functions = lexicon.functions(tokens)
+        self.counts = Counter(self.keys)
+        self.words = list(zip(self.functions, self.keys))
+        if len(self.counts) < len(set(tokens)):  # of words with one key, content words come first
+            self.words.sort()
+
+
+class Reference(Text):
     """A reference, and which phrases of it could be matched with a paraphrase."""
 
     def __init__(self, tokens, lexicon, paraphrases):
-        self.tokens, self.counts = tokens, Counter(tokens)
-        self.functions = lexicon.functions(tokens)
+        super().__init__(tokens, lexicon)
         self.sources = []  # (j, length, phrase): at j starts a phrase that has paraphrases
         self.targets = {}  # a phrase that is a paraphrase of an output's -> where it starts
         for j, word in enumerate(tokens):
@@ -110,21 +134,22 @@ class Reference:
                     self.targets.setdefault(phrase, []).append(j)
 
 
-class Output:
+class Output(Text):
     """An output, and where in it a word, a stem, a synset or a phrase is found."""
 
     def __init__(self, tokens, lexicon, paraphrases):
-        self.tokens, self.counts = tokens, Counter(tokens)
-        self.functions = lexicon.functions(tokens)
+        super().__init__(tokens, lexicon)
         self.lexicon, self.paraphrases = lexicon, paraphrases
-        self.by_phrase, self.by_stem, self.by_synset = {}, {}, {}  # -> the positions
+        self.by_key, self.by_stem, self.by_synset, self.by_phrase = {}, {}, {}, {}  # -> positions
         self.targets = []  # (i, length, paraphrase): at i starts a phrase that has this paraphrase
         for i, length, phrase in ngrams(tokens):
-            self.by_phrase.setdefault(phrase, []).append(i)
-            targets = paraphrases.from_output.get(phrase, ())
-            self.targets += [(i, length, target) for target in targets]
+            if phrase in paraphrases.in_outputs:
+                self.by_phrase.setdefault(phrase, []).append(i)
+                targets = paraphrases.from_output.get(phrase, ())
+                self.targets += [(i, length, target) for target in targets]
         for i, word in enumerate(tokens):
-            self.by_stem.setdefault(stem(word), []).append(i)
+            self.by_key.setdefault(key(word), []).append(i)
+            self.by_stem.setdefault(key(stem(word)), []).append(i)
             for synset in lexicon.synsets(word):
                 self.by_synset.setdefault(synset, []).append(i)
         self.of_word = {}  # the matches of a word, kept as a group of references repeats many words
@@ -136,9 +161,8 @@ class Output:
         output. A list has its matches by module, and has those twice whose paraphrase is in the
         table in both directions. Order and repetition have an effect on the alignment.
         """
-        if reference.tokens == self.tokens:
-            # The search would find this among all matches of equal words: at no word is another
-            # path ahead of it.
+        if reference.keys == self.keys:
+            # The search would find this, too: at no word is another path ahead of it.
             return [[(j, 1, 1, EXACT)] for j in range(len(self.tokens))]
         by_paraphrase = defaultdict(list)
         for j, length, phrase in reference.sources:
@@ -152,30 +176,32 @@ class Output:
         lists = [self.word_matches(word) for word in reference.tokens]
         for j, matches in by_paraphrase.items():
             lists[j] = lists[j] + matches
+        if sum(map(len, lists)) * len(self.tokens) > MOST_BITS:
+            raise InputError(f"METEOR cannot align {len(self.tokens):,} words with a reference of "
+                             f"{len(reference.tokens):,}: too many of them are equal; cut the line "
+                             f"that begins '{' '.join(self.tokens[:5])}'")
         return lists
 
     def word_matches(self, word):
         """The matches for a word of a reference: equal words, those of its stem, its synonyms."""
         if word not in self.of_word:
-            same_stem = self.by_stem.get(stem(word), ())
+            own, same_stem = key(word), self.by_stem.get(key(stem(word)), ())
             synonyms = set()
             for synset in self.lexicon.synsets(word):
-                synonyms.update(self.by_synset.get(synset, ()))
+                if synset in self.by_synset:
+                    synonyms.update(self.by_synset[synset])
             self.of_word[word] = [
-                *((i, 1, 1, EXACT) for i in self.by_phrase.get(word, ())),
-                *((i, 1, 1, STEM) for i in same_stem if self.tokens[i] != word),
-                *((i, 1, 1, SYNONYM) for i in sorted(synonyms) if self.tokens[i] != word),
+                *((i, 1, 1, EXACT) for i in self.by_key.get(own, ())),
+                *((i, 1, 1, STEM) for i in same_stem if self.keys[i] != own),
+                *((i, 1, 1, SYNONYM) for i in sorted(synonyms) if self.keys[i] != own),
             ]
         return self.of_word[word]
 
 
-# --------------------------------------------------------------------------------------------------
-# The alignment
-# --------------------------------------------------------------------------------------------------
+# --- The alignment
 
 BEAM = 40  # paths that the search keeps
-# The cost of a path, in one integer: many matched words come before few chunks, and these before a
-# short distance.
+# The cost of a path, one integer: matched words count for more than chunks, these than distance.
 MATCHED, CHUNK = 1 << 80, 1 << 50
 COST = operator.itemgetter(0)
 NOWHERE = -1  # the end of the last match, if the word before has none
@@ -234,10 +260,8 @@ class Pair:
                 # All paths do the same here; they differ in whether it goes on with their chunk.
                 i, n_output, n_reference, _ = self.fixed.get(j, (NOWHERE, 0, 1, None))
                 new_end = i + n_output
-                paths = [
-                    (cost + CHUNK * (end not in (i, NOWHERE)), new_end, reach, used, chosen)
-                    for cost, end, reach, used, chosen in _best(paths)
-                ]
+                paths = [(cost + CHUNK * (end not in (i, NOWHERE)), new_end, reach, used, chosen)
+                         for cost, end, reach, used, chosen in _best(paths)]
                 after_fixed = j + n_reference
             else:
                 paths = self._branch(_best(paths), j, matches)
@@ -254,10 +278,10 @@ class Pair:
         options = []
         for match in matches:
             i, n_output, n_reference, module = match
-            words = n_output + n_reference if module == EXACT else n_output // 2 + n_reference // 2
-            mask = (1 << n_output) - 1 << i
-            new = i + n_output, j + n_reference, mask, MATCHED * words, abs(j - i), (j, match)
-            options.append((i, *new))
+            exact = module == EXACT
+            words = n_output + n_reference if exact else n_output // 2 + n_reference // 2
+            ends, mask = (i + n_output, j + n_reference), (1 << n_output) - 1 << i
+            options.append((i, *ends, mask, MATCHED * words, abs(j - i), (j, match)))
         branched = []
         for path in paths:
             cost, end, reach, used, chosen = path
@@ -273,6 +297,8 @@ class Pair:
             if end != NOWHERE:
                 cost += CHUNK
             branched.append((cost, NOWHERE, reach, used, chosen))
+            if len(options) > BEAM:  # so that not all of them are kept for all paths
+                branched = _best(branched)
         return branched
 
     def statistics(self):
@@ -307,11 +333,8 @@ class Pair:
         the first in the output, if a word between them has no candidate, or if more words are
         between them on one side than on the other and no candidate makes up for it.
         """
-        elastic = any(
-            n_output != n_reference
-            for matches in self.candidates
-            for _, n_output, n_reference, _ in matches
-        )
+        elastic = any(n_output != n_reference for matches in self.candidates
+                      for _, n_output, n_reference, _ in matches)
         chunks, i_end, j_end = 1, None, None
         for j, (i, n_output, n_reference, _) in self.fixed.items():
             if i_end is not None:
@@ -320,13 +343,12 @@ class Pair:
                 chunks += i < i_end or unmatched or shifted
             i_end, j_end = i + n_output, j + n_reference
         matched = [0] * 16
-        output, reference = self.output, self.reference
-        for side, (text, other, covered) in enumerate(
-            ((output, reference, self.of_output), (reference, output, self.of_reference))
-        ):
+        sides = ((self.output, self.reference, self.of_output),
+                 (self.reference, self.output, self.of_reference))
+        for side, (text, other, covered) in enumerate(sides):
             partners = dict(other.counts)
-            related = {word for word, n in zip(text.tokens, covered) if n > partners.get(word, 0)}
-            for word, function in zip(text.tokens, text.functions):
+            related = {word for word, n in zip(text.keys, covered) if n > partners.get(word, 0)}
+            for function, word in text.words:
                 if partners.get(word):
                     partners[word] -= 1
                     matched[4 * EXACT + 2 * function + side] += 1
@@ -335,9 +357,7 @@ class Pair:
         return score(self._statistics(matched, chunks))
 
 
-# --------------------------------------------------------------------------------------------------
-# The score
-# --------------------------------------------------------------------------------------------------
+# --- The score
 
 
 def score(statistics):

@@ -13,9 +13,9 @@ import hashlib
 import importlib.util
 import io
 import os
+import sys
 import zipfile
 import zlib
-from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -53,18 +53,14 @@ def find():
         if all((place / name).is_file() for name in KNOWN):
             return place
     if named:
-        raise InputError(
-            f"{named} does not hold METEOR's data: {JAR} and {TABLE} were expected in it"
-        )
+        raise InputError(f"{named} does not hold METEOR's data: {JAR} and {TABLE} belong there")
     return None
 
 
 def check(path, name):
     """`path`, if it is to the bit the known file; raises InputError otherwise."""
     if (path.stat().st_size, sha256(path)) != KNOWN[name]:
-        raise InputError(
-            f"{path} is not the file of METEOR 1.5 (another size or SHA-256); fetch it again"
-        )
+        raise InputError(f"{path} is not the file of METEOR 1.5 (its SHA-256 differs); fetch it")
     return path
 
 
@@ -73,9 +69,8 @@ class Lexicon:
 
     def __init__(self, folder):
         with zipfile.ZipFile(check(folder / JAR, JAR)) as jar:
-            words, synsets, exceptions = (
-                jar.read(name).decode("utf-8").splitlines() for name in LISTS
-            )
+            lists = [jar.read(name).decode("utf-8").splitlines() for name in LISTS]
+        words, synsets, exceptions = lists
         self.function_words = frozenset(words)
         # A word, and on the next line its synsets; a base, and on the next line its inflections.
         self._synsets = dict(zip(synsets[0::2], synsets[1::2]))
@@ -133,8 +128,12 @@ def paraphrases(folder, references):
     except (OSError, EOFError, zlib.error):  # not there, or not whole
         lines = scan(folder, {phrase for tokens in references for _, _, phrase in ngrams(tokens)})
         content = gzip.compress("\n".join([key, *lines]).encode("utf-8"), compresslevel=6)
-        with suppress(OSError), write_aside(cache) as aside:
-            aside.write_bytes(content)
+        try:
+            with write_aside(cache) as aside:
+                aside.write_bytes(content)
+        except OSError as error:
+            print(f"note: METEOR's paraphrases are looked up anew in each call, which takes some "
+                  f"seconds: {OWN_FOLDER}: {error.strerror}", file=sys.stderr)
     return list(zip(lines[0::3], lines[1::3], lines[2::3]))
 
 
@@ -156,13 +155,17 @@ class Paraphrases:
     """Of the entries for some references those that can match with something in some outputs."""
 
     def __init__(self, entries, outputs):
-        in_outputs = {phrase for tokens in set(outputs) for _, _, phrase in ngrams(tokens)}
+        # What an entry would have to find in an output, and what of this is in one.
+        wanted = {b for sides, _, b in entries if sides != "B"}
+        wanted.update([a for sides, a, _ in entries if sides != "A"])
+        self.in_outputs = {phrase for tokens in set(outputs) for _, _, phrase in ngrams(tokens)
+                           if phrase in wanted}
         # A phrase on one side -> its paraphrases on the other, in the table's order.
         self.from_reference, self.from_output = {}, {}
         for sides, a, b in entries:
-            if "A" in sides and b in in_outputs:
+            if "A" in sides and b in self.in_outputs:
                 self.from_reference.setdefault(a, []).append(b)
-            if "B" in sides and a in in_outputs:
+            if "B" in sides and a in self.in_outputs:
                 self.from_output.setdefault(a, []).append(b)
         self.to_reference = {target for targets in self.from_output.values() for target in targets}
         self.lengths = {}  # a word -> the lengths of the phrases of references that begin with it

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 import metrics
 from common import InputError, sha256
-from metrics import download, meteor_data, porter2, ptb
+from metrics import download, meteor_data, mteval, porter2, ptb
 from metrics import meteor as meteor_module
 from metrics.meteor import EXACT, Meteor, Output, Pair, Reference, best_statistics, normalize, score
 from metrics.meteor_data import KNOWN, Lexicon, Paraphrases
+from metrics.porter2 import stem
 
 # On a busy machine a slow example is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,7 +34,7 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # --------------------------------------------------------------------------------------------------
 
 LISTS = {
-    "function/english.words": "the\nis\na\nof\nthan\n",
+    "function/english.words": "the\nis\na\nof\nthan\nor\n",
     "synonym/english.synsets": "cheap\n1 2\ninexpensive\n2\npub\n3\ntavern\n3 4\nbe\n5\n"
                                "child\n6\nkid\n6\ndine\n7\neat\n7\n",
     "synonym/english.exceptions": "be\nis was\nchild\nchildren\n",
@@ -124,11 +125,24 @@ def stress(shared):
 
 
 @pytest.fixture(scope="module")
-def made_ready(official_data, corpora, stress, tmp_path_factory):
+def odd_corpora(shared):
+    """Texts for which an earlier version had other scores: {name: (Corpus, official scores)}."""
+    corpora = {}
+    for case in sorted((shared.parent / "cases" / "scores").glob("*")):
+        (corpus,) = metrics.read_corpora(case / "refs.txt", [case / "out.txt"])
+        official = json.loads((case / "official.json").read_text(encoding="utf-8"))
+        corpora[case.name] = corpus, official
+    return corpora
+
+
+@pytest.fixture(scope="module")
+def made_ready(official_data, corpora, odd_corpora, stress, tmp_path_factory):
     """references -> Meteor; the table is read once for all: superfluous entries change nothing."""
     texts = {reference for _, reference, _ in stress}
     for _, references, _ in corpora.values():
         texts.update(*references)
+    for corpus, _ in odd_corpora.values():
+        texts.update(ptb.tokenize([text for group in corpus.references for text in group]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meteor_data, "OWN_FOLDER", tmp_path_factory.mktemp("own"))
         table = meteor_data.paraphrases(official_data, {normalize(text) for text in texts})
@@ -195,6 +209,28 @@ def test_normalised_texts_equal_the_official_ones(shared):
     assert [text for text, theirs in rows if " ".join(normalize(text)) != theirs] == []
 
 
+def test_odd_texts_have_the_official_scores(odd_corpora, made_ready):
+    """Corpora and segments; of these, those scores that the official program could compute."""
+    if not odd_corpora:
+        pytest.skip("the shared cases are not here")
+    for case, (corpus, official) in odd_corpora.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(meteor_module, "prepare", made_ready)
+            scores, segments = metrics.Scorer(corpus.references).score(corpus.outputs)
+        assert rounded(scores.values()) == rounded(official["corpus"][name] for name in scores)
+        for i, (group, output) in enumerate(zip(corpus.references, corpus.outputs, strict=True)):
+            names = ("BLEU", "sentBLEU", "NIST")
+            ours = dict(zip(names, mteval.segment_scores(group, output)))
+            ours |= {name: segments[name][i] for name in ("METEOR", "ROUGE_L", "CIDEr")}
+            theirs = {name: official["segments"][name][i] for name in ours}
+            theirs = {name: score for name, score in theirs.items() if not isinstance(score, str)}
+            assert rounded(ours[name] for name in theirs) == rounded(theirs.values()), (case, i)
+
+
+def rounded(scores):
+    return [f"{score:.4f}" for score in scores]
+
+
 def test_stems_equal_the_official_ones(shared):
     rows = read_tsv(shared / "metrics" / "stems.tsv")
     assert len(rows) == 25124
@@ -231,6 +267,42 @@ def test_the_corpus_score_is_that_of_the_sums(small):
     sums = [a + b for a, b in zip(first, second)]
     sums[-3] -= 1  # the second output is one chunk that leaves no word unmatched
     assert scores(references, outputs, small) == (score(sums), [score(first), 1.0])
+
+
+@pytest.mark.parametrize(
+    "word, java", [("", 0), ("a", 97), ("Aa", 2112), ("BB", 2112), ("hello", 99162322),
+                   ("restaurants", 888085718), ("é", 233), ("😀", 1772899)]
+)
+def test_words_have_javas_hash(word, java):
+    """As Java's String.hashCode gives it, without its sign."""
+    assert meteor_module.key(word) == java
+
+
+@pytest.mark.parametrize(
+    "output, reference",
+    [("a v8", "a tv"), ("q4", "or"), ("164 f1", "14r do"), ("a tvs", "a tvs")],
+)
+def test_words_with_the_same_hash_are_equal(output, reference, small):
+    assert scores([[reference]], [output], small) == (1.0, [1.0])
+
+
+def test_a_word_is_a_function_word_on_its_own_side_only(small):
+    (numbers,) = Meteor([["or pub"]], small).statistics(["q4 pub"])
+    assert numbers == (2, 2, 0, 1, 2, 1, 0, 1, *[0] * 12, 1, 2, 2)
+
+
+def test_stems_with_the_same_hash_are_equal(small):
+    assert meteor_module.key("r7b") == meteor_module.key("pub") == meteor_module.key(stem("pubs"))
+    (numbers,) = Meteor([["r7b"]], small).statistics(["pubs"])
+    assert numbers[8:10] == (1, 1)
+
+
+def test_synonyms_with_the_same_hash_are_matched_as_equal_words_only(small):
+    lexicon = Lexicon(small)
+    paraphrases = Paraphrases([], [])
+    lexicon.synsets = {"tv": {"9"}, "v8": {"9"}}.get
+    output = Output(("tv",), lexicon, paraphrases)
+    assert output.word_matches("v8") == [(0, 1, 1, EXACT)]
 
 
 @pytest.mark.parametrize(
@@ -330,6 +402,7 @@ WORDS = (
 ).split()
 sentences = st.lists(st.sampled_from(WORDS), max_size=12).map(tuple)
 repetitive = st.lists(st.sampled_from(["the", "a", "pub", "bar", "is"]), max_size=9).map(tuple)
+collided = st.lists(st.sampled_from(["or", "q4", "tv", "v8", "pub"]), max_size=9).map(tuple)
 groups = st.lists(sentences | repetitive, min_size=1, max_size=4)
 
 
@@ -350,6 +423,14 @@ def test_the_search_finds_what_a_plain_search_finds(small, draw, output):
         assert pair.align() == plain_search(pair.candidates, len(output))
 
 
+@settings(patient, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["pub", "the", "bar", "kid"]), min_size=2, max_size=6))
+def test_the_search_finds_it_where_a_word_could_be_matched_with_many(small, words):
+    output = (("pub", "the", "pub") * 20 + ("bar",)) * 2
+    for pair in pairs_of(output, [tuple(words)], small):
+        assert pair.align() == plain_search(pair.candidates, len(output))
+
+
 @settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(repetitive | sentences)
 def test_equal_texts_are_aligned_as_a_plain_search_would(small, tokens):
@@ -361,7 +442,7 @@ def test_equal_texts_are_aligned_as_a_plain_search_would(small, tokens):
 
 
 @settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sentences | repetitive, groups)
+@given(sentences | repetitive | collided, groups | st.lists(collided, min_size=1, max_size=4))
 def test_leaving_pairs_out_by_their_limits_changes_nothing(small, output, references):
     pairs = pairs_of(output, references, small)
     statistics = [pair.statistics() for pair in pairs]
@@ -429,6 +510,11 @@ def test_ten_thousand_words(without_cache):
     random.Random(1).shuffle(words)
     total, (segment,) = scores([["pub", " ".join(words[::-1])]], [" ".join(words)], without_cache)
     assert total == segment and 0 < segment < 1
+
+
+def test_too_many_equal_words_are_refused_before_they_take_all_memory(without_cache):
+    with pytest.raises(InputError, match="3,000 words with a reference of 2,999: .* 'the the the"):
+        scores([["the " * 2_999]], ["the " * 3_000], without_cache)
 
 
 def test_empty_outputs_and_references(without_cache):
@@ -565,13 +651,15 @@ def test_a_broken_cache_is_made_again(damage, small, scans):
     assert list(meteor_data.OWN_FOLDER.iterdir()) == [cache]
 
 
-def test_where_no_cache_can_be_written_the_table_is_read_each_time(
-    small, scans, tmp_path, monkeypatch
+def test_where_no_cache_can_be_written_the_table_is_read_each_time_and_it_says_so(
+    small, scans, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(meteor_data, "OWN_FOLDER", tmp_path / "file")
     for count in (1, 2):
         assert meteor_data.paraphrases(small, REFERENCES) == KEPT and len(scans) == count
+        stderr = capsys.readouterr().err
+        assert "looked up anew in each call" in stderr and f"{tmp_path / 'file'}: " in stderr
 
 
 def test_several_outputs_can_be_scored_against_references_made_ready_once(
