@@ -1,8 +1,10 @@
-"""What an evaluation costs: the time of a call with one file of outputs and with two, and its memory.
+"""What an evaluation costs: the time of a call with one file of outputs and with two, and its
+memory.
 
-    python bench/metrics.py REFERENCES OUTPUTS OTHER_OUTPUTS [--official e2e-metrics/measure_scores.py]
+    python bench/metrics.py REFERENCES OUTPUTS OTHER_OUTPUTS [--official measure_scores.py]
 
-The first call may have METEOR's paraphrases to look up for new references; the others find them in its cache.
+The first call may have METEOR's paraphrases to look up for new references; the others find them in
+its cache.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from common import run_command  # noqa: E402
 
 
 def seconds(*command, cwd=ROOT):
-    """How long a command takes, start of its Python included. What it prints to stdout is not shown."""
+    """How long a command takes, start of its Python included. Its stdout is not shown."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=cwd, stdout=subprocess.DEVNULL)
     if done.returncode:
@@ -28,15 +30,23 @@ def seconds(*command, cwd=ROOT):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("references", metavar="REFERENCES", type=Path)
     parser.add_argument("outputs", metavar="OUTPUTS", type=Path)
     parser.add_argument("other", metavar="OTHER_OUTPUTS", type=Path)
-    parser.add_argument("--official", type=Path, 
-                        help="e2e-metrics' measure_scores.py, to time it as well; it needs Java, Perl, XML::Twig")
-    parser.add_argument("--repeats", type=int, default=5, help="calls of which the fastest counts (default: 5)")
+    parser.add_argument(
+        "--official",
+        type=Path,
+        help="e2e-metrics' measure_scores.py, to time it as well; it needs Java, Perl, XML::Twig",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="calls of which the fastest counts (default: 5)"
+    )
     args = parser.parse_args()
-    references, outputs, other = (str(path.resolve()) for path in (args.references, args.outputs, args.other))
+    references = str(args.references.resolve())
+    outputs, other = str(args.outputs.resolve()), str(args.other.resolve())
 
     call = ["-m", "metrics", references, outputs]
     first = seconds(*call)
@@ -49,8 +59,10 @@ def main():
     print(f"{'memory at the peak':<32}{peak:8.2f} GiB")
     if args.official:
         script = args.official.resolve()
-        theirs = min(seconds(str(script), references, outputs, cwd=script.parent) for _ in range(args.repeats))
-        print(f"{'the official script, one file':<32}{theirs:8.2f} s, {theirs / one:.0f} times as long")
+        call = [str(script), references, outputs]
+        theirs = min(seconds(*call, cwd=script.parent) for _ in range(args.repeats))
+        times = f"{theirs / one:.0f} times as long"
+        print(f"{'the official script, one file':<32}{theirs:8.2f} s, {times}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The five scores of the E2E NLG challenge in plain Python, equal to the official scripts' to four decimals.
+"""The five scores of the E2E NLG challenge in Python, equal to the official ones to four decimals.
 
     mteval.py    BLEU and NIST
     meteor.py    METEOR 1.5, with meteor_data.py and porter2.py; download.py fetches its data
@@ -10,24 +10,30 @@
 """
 
 import gc
+from collections.abc import Mapping, Set
 from contextlib import contextmanager
 
+from common import InputError
 from metrics import cider, meteor, mteval, ptb, rouge
 from metrics.files import read_corpora, read_outputs, read_references
 
-__all__ = ["METRICS", "Scorer", "evaluate", "format_table", "read_corpora", "read_outputs", "read_references"]
+__all__ = ["METRICS", "Scorer", "evaluate", "format_table",
+           "read_corpora", "read_outputs", "read_references"]
 
 METRICS = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr")
-PERCENTAGES = ("BLEU", "METEOR", "ROUGE_L")  # printed times 100; NIST and CIDEr have scales of their own
+PERCENTAGES = ("BLEU", "METEOR", "ROUGE_L")  # printed times 100; the others have their own scales
 
 
 def evaluate(references, outputs):
     """Score a corpus: each output against its group of references.
 
-    references: a list of lists of str, outputs: a list of str. Returns a dict with a value for each of METRICS:
-    BLEU, METEOR and ROUGE_L as fractions; None where a score could not be computed (METEOR without its data).
+    references: a list of lists of str, outputs: a list of str; other sequences and generators will
+    do. Returns a dict with a value for each of METRICS: BLEU, METEOR and ROUGE_L as fractions; None
+    where a score could not be computed (METEOR without its data). Raises InputError for anything
+    else, and where the numbers of outputs and of groups differ.
 
-    >>> scores = evaluate([["A cheap pub.", "The pub is cheap."], ["A bar."]], ["The pub is cheap.", "A bar"])
+    >>> references = [["A cheap pub.", "The pub is cheap."], ["A bar."]]
+    >>> scores = evaluate(references, ["The pub is cheap.", "A bar"])
     >>> [f"{name} {scores[name]:.4f}" for name in ("BLEU", "NIST", "ROUGE_L", "CIDEr")]
     ['BLEU 0.8669', 'NIST 3.2743', 'ROUGE_L 1.0000', 'CIDEr 5.4358']
     """
@@ -35,31 +41,34 @@ def evaluate(references, outputs):
 
 
 class Scorer:
-    """Scores outputs against one set of references, which are tokenized and counted once for any number of outputs."""
+    """Scores outputs against references, which are tokenized and counted once for any number."""
 
     def __init__(self, references):
-        for number, group in enumerate(references, start=1):
-            if isinstance(group, str):  # would be taken for a group of one-letter references
-                raise ValueError(f"references {number:,} are a str; put a single reference in a list of its own")
-            if not group:
-                raise ValueError(f"group {number:,} has no references")
-        if not references:
-            raise ValueError("there is nothing to score: no references and no outputs")
-        self.references = references
+        self.references = []
+        for number, group in enumerate(_listed(references, "references"), start=1):
+            self.references.append(_texts(group, f"references {number:,}"))
+            if not self.references[-1]:
+                raise InputError(f"group {number:,} has no references; give it one at least")
+        if not self.references:
+            raise InputError("there is nothing to score: no references and no outputs")
         with _no_search_for_cycles():
-            self.counts = mteval.count_references([[mteval.tokenize(text) for text in group] for group in references])
-            tokenized = iter(ptb.tokenize([text for group in references for text in group]))
-            self.tokenized = [[next(tokenized) for _ in group] for group in references]
+            tokens = [[mteval.tokenize(text) for text in group] for group in self.references]
+            self.counts = mteval.count_references(tokens)
+            tokenized = iter(ptb.tokenize([text for group in self.references for text in group]))
+            self.tokenized = [[next(tokenized) for _ in group] for group in self.references]
             self.weighed = cider.References(self.tokenized)
             self.meteor = meteor.prepare(self.tokenized)  # None without its data
 
     def score(self, outputs):
-        """Score a list of outputs: (scores of the corpus as from `evaluate`, scores of its segments).
+        """Score outputs: (scores of the corpus as from `evaluate`, scores of its segments).
 
-        The latter are a dict, too, with a list for METEOR, ROUGE_L and CIDEr, or None where there is no such score.
+        The latter are a dict, too, with a list for METEOR, ROUGE_L and CIDEr, or None where there
+        is no such score.
         """
+        outputs = _texts(outputs, "outputs")
         if len(self.references) != len(outputs):
-            raise ValueError(f"{len(self.references):,} groups of references for {len(outputs):,} outputs")
+            raise InputError(f"{len(self.references):,} groups of references for {len(outputs):,} "
+                             "outputs; give one output for each group")
         with _no_search_for_cycles():
             counts = mteval.count(self.counts, [mteval.tokenize(output) for output in outputs])
             tokenized = ptb.tokenize(outputs)
@@ -73,9 +82,30 @@ class Scorer:
         return corpus, {name: segments for name, (_, segments) in results.items()}
 
 
+def _listed(given, name):
+    """What is given, as a list; but a str would be taken for a list of letters, a dict for keys."""
+    if not isinstance(given, (str, bytes, Mapping, Set)):
+        try:
+            return list(given)
+        except TypeError:  # not a collection
+            pass
+    raise InputError(f"{name} are a {type(given).__name__}; give a list")
+
+
+def _texts(given, name):
+    texts = _listed(given, name)
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise InputError(f"{name}: number {number:,} is a {kind}; give a str, '' for no text")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{name}: number {number:,} has half a character; repair it")
+    return texts
+
+
 @contextmanager
 def _no_search_for_cycles():
-    """Millions of small objects, none in a cycle: looking for cycles among them would take a fifth of the time."""
+    """Millions of small objects, none in a cycle: to look for cycles would take a fifth longer."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -88,10 +118,11 @@ def _no_search_for_cycles():
 def format_table(rows):
     """Format rows of (label, scores) as a table, aligned at the decimal points.
 
-    scores: a dict as from `evaluate`. A value that is a str already, such as a published "69.7", stays as it is.
+    scores: a dict as from `evaluate`. A value that is a str already, such as a published "69.7",
+    stays as it is.
 
     >>> ours = {"BLEU": 0.68354, "NIST": 8.69061, "METEOR": None, "ROUGE_L": None, "CIDEr": None}
-    >>> theirs = {"BLEU": "69.7", "NIST": "8.81", "METEOR": "46.1", "ROUGE_L": "71.4", "CIDEr": "2.49"}
+    >>> theirs = dict(zip(METRICS, "69.7 8.81 46.1 71.4 2.49".split()))
     >>> print(format_table([("ours", ours), ("theirs", theirs)]))
               BLEU      NIST     METEOR   ROUGE-L    CIDEr
     ours     68.35      8.6906    -         -         -
@@ -100,7 +131,8 @@ def format_table(rows):
     width = max(len(label) for label, _ in rows)
     lines = [" " * width + "".join(f"  {name.replace('_', '-'):^8}" for name in METRICS)]
     for label, scores in rows:
-        lines.append(f"{label:<{width}}" + "".join(f"  {_cell(name, scores[name])}" for name in METRICS))
+        cells = [f"  {_cell(name, scores[name])}" for name in METRICS]
+        lines.append(f"{label:<{width}}" + "".join(cells))
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -2,17 +2,25 @@
 
 import argparse
 import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 from tqdm import tqdm
 
-from common import InputError, run_command, sha256, write_aside
-from metrics import METRICS, Scorer, format_table, meteor, mteval, read_corpora
+if not __package__:  # started as `python /path/to/metrics`, which leaves out the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from common import InputError, run_command, write_aside  # noqa: E402
+from metrics import METRICS, Scorer, format_table, meteor, mteval, read_corpora  # noqa: E402
 
 DESCRIPTION = """\
 Score outputs against references as the E2E NLG challenge does, without its Perl and Java.
 
-The table shows BLEU, METEOR and ROUGE-L times 100; a dash stands for a score that was not computed. Below it stands
-what was computed: scores are comparable only where this is the same, the SHA-256 of the references included.
+The table shows BLEU, METEOR and ROUGE-L times 100; a dash stands for a score that was not computed.
+Below it stands what was computed: scores are comparable only where this is the same, the SHA-256 of
+the references included.
 """
 
 EPILOG = """\
@@ -25,73 +33,127 @@ Example:
   python -m metrics runs/prefix/references.txt runs/prefix/outputs.txt runs/finetune/outputs.txt
 """
 
+SIGNATURE = (
+    "\nBLEU, NIST: mteval-v13a.pl. METEOR: 1.5, English, normalized, task rank. ROUGE-L: beta 1.2. "
+    "CIDEr: CIDEr-D, sigma 6.\nMETEOR, ROUGE-L and CIDEr compare the tokens of PTBTokenizer 3.4.1, "
+    "in lower case and without punctuation.\n{:,} references in {:,} groups: {}, SHA-256 {}."
+)
 
-SIGNATURE = """
-BLEU, NIST: mteval-v13a.pl. METEOR: 1.5, English, normalized, task rank. ROUGE-L: beta 1.2. CIDEr: CIDEr-D, sigma 6.
-METEOR, ROUGE-L and CIDEr compare the tokens of PTBTokenizer 3.4.1, in lower case and without punctuation.
-{:,} references in {:,} groups: {}, SHA-256 {}."""
+
+def read_arguments():
+    """The command line's arguments; what is wrong with them shows before any file is read."""
+    parser = argparse.ArgumentParser("python -m metrics", description=DESCRIPTION, epilog=EPILOG,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("references", metavar="REFERENCES", help="the file of references")
+    add("outputs", metavar="OUTPUTS", nargs="+", help="files of outputs, each a row of the table")
+    add("--json", action="store_true", help="print JSON and nothing else: an object with the five "
+        "scores at full precision, BLEU, METEOR and ROUGE_L as fractions, null for one that was "
+        "not computed; for several files of outputs a list of such objects")
+    add("--segments", metavar="FILE", help="also write the scores of each segment to this file, "
+        "with tabs between its columns")
+    add = parser.add_argument_group("options of the official script, with its output").add_argument
+    add("-l", "--sent-level", "--seg-level", "--sentence-level", "--segment-level", metavar="FILE",
+        help="only write the scores of each segment, and print none of the corpus")
+    add("-t", "--table", action="store_true", help="print the scores as a line of a TSV table")
+    add("-H", "--header", action="store_true", help="print that table's header above it")
+    add("-p", "--python", action="store_true", help="refused: BLEU and NIST are always the Perl's")
+    add("-s", "--src-file", metavar="FILE", help="refused: the sources stand in the outputs' table")
+    args = parser.parse_args()
+    if args.python:
+        raise InputError("-p, --python: the challenge's scores are those of its Perl script, which "
+                         "are computed here; leave it out")
+    if args.src_file is not None:
+        raise InputError("-s, --src-file: no score depends on a file of sources, and none is read "
+                         "here; leave it out, and name a table of outputs .tsv")
+    if args.json and (args.table or args.header):
+        raise InputError("--json and -t or -H: the same scores in two forms; give one of them")
+    option, path = ("-l", args.sent_level) if args.sent_level else ("--segments", args.segments)
+    if path and len(args.outputs) > 1:
+        raise InputError(f"{option} {path}: takes the scores of one file of outputs; give only one")
+    if path:
+        check_target(f"{option} {path}", Path(path), [args.references, *args.outputs])
+    return args
+
+
+def check_target(name, target, inputs):
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"{name}: no file can be there; give one in a folder that exists")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise InputError(f"{name}: it may not be written; give a file that may")
+    if target.resolve() in [Path(path).resolve() for path in inputs]:
+        raise InputError(f"{name}: this file is to be read, too; give another name")
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m metrics",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("references", metavar="REFERENCES", help="the file of references")
-    parser.add_argument("outputs", metavar="OUTPUTS", nargs="+", help="files of outputs, a row of the table for each")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print JSON and nothing else: an object with the five scores at full precision, BLEU, METEOR and ROUGE_L "
-        "as fractions, null for one that was not computed; for several files of outputs a list of such objects",
-    )
-    parser.add_argument(
-        "--segments",
-        metavar="FILE",
-        help="also write the scores of each segment to this file, with tabs between its columns",
-    )
-    args = parser.parse_args()
-    if args.segments and len(args.outputs) > 1:
-        raise InputError(f"--segments {args.segments}: takes the scores of one file of outputs; give only one")
-
-    try:  # all files are read before any is scored: a mistake in the last one shows at once
-        corpora = read_corpora(args.references, args.outputs)
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; give the path of a file that can be read") from None
+    args = read_arguments()
+    corpora = read_corpora(args.references, args.outputs)  # a mistake in the last one shows at once
     results = []
     scorer = None
-    for corpus in tqdm(corpora, unit="file", delay=3, leave=False, disable=None):  # disable=None: not into a log file
+    for corpus in tqdm(corpora, unit="file", delay=3, leave=False, disable=None):  # not in a log
         if scorer is None or scorer.references != corpus.references:
             scorer = Scorer(corpus.references)
         scores, segments = scorer.score(corpus.outputs)
         results.append(scores)
-    if args.segments:
-        write_segments(args.segments, corpus, segments)
+    if not any(map(any, scorer.counts.lengths)):
+        print("note: no reference has a word; the official script ends in a division by zero, "
+              "here NIST is 0", file=sys.stderr)
+    if args.sent_level or args.segments:
+        write_segments(args.sent_level or args.segments, corpus, segments)
 
+    official = args.sent_level or args.table or args.header
+    if scores["METEOR"] is None and (args.json or official):
+        print(f"note: {meteor.HOW_TO_GET}", file=sys.stderr)
     if args.json:
         print(json.dumps(results if len(results) > 1 else results[0]))
-        return
-    print(format_table(list(zip(args.outputs, results))))
-    groups = corpus.references
-    print(SIGNATURE.format(sum(map(len, groups)), len(groups), args.references, sha256(args.references)[:16]))
-    if scores["METEOR"] is None:
-        print(meteor.HOW_TO_GET)
+    elif not official:
+        print(format_table(list(zip(args.outputs, results))))
+        groups, digest = corpus.references, corpus.sha256[:16]
+        print(SIGNATURE.format(sum(map(len, groups)), len(groups), args.references, digest))
+        if scores["METEOR"] is None:
+            print(meteor.HOW_TO_GET)
+    elif not args.sent_level:
+        print_as_official(args, results)
+
+
+def print_as_official(args, results):
+    """A line of a TSV table for each file of outputs; with -H but without -t, a list for each."""
+    if args.table and args.header:
+        print("File", *METRICS, sep="\t")
+    for path, scores in zip(args.outputs, results):
+        values = [_four_decimals(scores[name]) for name in METRICS]
+        if args.table:
+            print(path, *values, sep="\t")
+        else:
+            print("SCORES:", "=" * 14, *map(": ".join, zip(METRICS, values)), "", sep="\n")
 
 
 def write_segments(path, corpus, segments):
     """Write a line for each segment, as the official script does."""
+    target, short = Path(path), []
+    # What is not a file, such as /dev/stdout, is written to and not replaced.
+    is_file = not target.is_symlink() and (target.is_file() or not target.exists())
     try:
-        with write_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as file:
+        with (write_aside(target) if is_file else nullcontext(target) as aside,
+              open(aside, "w", encoding="utf-8", newline="\n") as file):
             print("src", "sys_out", "BLEU", "sentBLEU", *METRICS[1:], sep="\t", file=file)
-            for i, (references, source, output) in enumerate(zip(*corpus)):
-                scores = [*mteval.segment_scores(references, output)]
+            for i, output in enumerate(corpus.outputs):
+                scores = [*mteval.segment_scores(corpus.references[i], output)]
                 scores += [segments[name] and segments[name][i] for name in METRICS[2:]]
-                cells = [source.replace("\t", " "), output.replace("\t", " ")]
-                print(*cells, *("-" if score is None else f"{score:.4f}" for score in scores), sep="\t", file=file)
+                cells = [text.replace("\t", " ") for text in (corpus.sources[i], output)]
+                print(*cells, *map(_four_decimals, scores), sep="\t", file=file)
+                if len(mteval.tokenize(output)) < mteval.LONGEST:
+                    short.append(i + 1)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give the path of a file that can be written") from None
+        raise InputError(f"{path}: {error.strerror}; give a file that can be written") from None
+    if short:
+        print(f"note: {len(short):,} outputs, first number {short[0]:,}, have fewer than five tokens: "
+              "the official script ends there in a division by zero, here NIST counts the n-grams "
+              "that they have", file=sys.stderr)
+
+
+def _four_decimals(score):
+    return "-" if score is None else f"{score:.4f}"
 
 
 if __name__ == "__main__":

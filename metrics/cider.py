@@ -15,11 +15,12 @@ class Text(NamedTuple):
 
 
 class References:
-    """The references of a corpus, counted and weighed: for each segment a list of them, each as from `ptb.tokenize`.
+    """The references of a corpus, counted and weighed.
 
-    The weight of an n-gram in a text is its count there times its rarity:
+    references: for each segment a list of texts, each as from `ptb.tokenize`. The weight of an
+    n-gram in a text is its count there times its rarity:
 
-        rarity = ln(number of segments / number of segments that have the n-gram in any of their references)
+        rarity = ln(number of segments / number of segments with the n-gram in any reference)
 
     >>> references = References([["a pub", "a cheap pub"], ["a bar"]])
     >>> references.rarity[("a",)], references.rarity[("a", "bar")], references.unseen
@@ -32,40 +33,48 @@ class References:
         for group in groups:
             segments_with.update(set().union(*(ngrams for counts in group for ngrams in counts)))
         self.unseen = math.log(len(groups))  # as rare as an n-gram of a single segment
-        self.rarity = {ngram: self.unseen - math.log(segments) for ngram, segments in segments_with.items()}
+        self.rarity = {g: self.unseen - math.log(n) for g, n in segments_with.items()}
         self.groups = [[self.weigh(counts) for counts in group] for group in groups]
 
     def weigh(self, counts):
-        rarity, unseen = self.rarity, self.unseen
-        norms = [math.hypot(*(times * rarity.get(ngram, unseen) for ngram, times in c.items())) for c in counts]
+        """A Text, from how often it has each of its n-grams."""
+        rarity, unseen, norms = self.rarity, self.unseen, []
+        for of_length in counts:
+            weights = [n * rarity.get(g, unseen) for g, n in of_length.items()]
+            norms.append(math.hypot(*weights))
         return Text(counts, norms, sum(counts[1].values()))
 
 
 def cider(references, outputs):
-    """CIDEr-D (Vedantam et al. 2015; the challenge just says CIDEr): n-grams that set a segment apart count for more.
+    """CIDEr-D (Vedantam et al. 2015): n-grams that set a segment apart count for more.
 
         CIDEr = 10 * mean over the references and over n = 1..4 of
-                exp(-(l_o - l_r)^2 / (2 sigma^2)) * sum of min(o, r) * r over the n-grams / (|o| |r|)
+                exp(-(l_o - l_r)^2 / (2 sigma^2)) * sum of min(o, r) * r / (|o| |r|)
 
-    o, r: the weights of an n-gram in the output and in the reference; |o|, |r|: the lengths of these vectors; l_o, l_r:
-    the lengths of the texts. So it is the cosine of two vectors, but that repeating a rare n-gram gains nothing (the
-    minimum), and that another length costs something (the first factor, sigma = 6). The score of a corpus is the mean
-    over its segments. (The paper stems the words; this does not.)
+    The sum is over n-grams; o, r: their weights in the output and in the reference; |o|, |r|: the
+    lengths of these vectors; l_o, l_r: the lengths of the texts. So it is the cosine of two
+    vectors, but that repeating a rare n-gram gains nothing (the minimum), and that another length
+    costs something (the first factor, sigma = 6). The score of a corpus is the mean over its
+    segments. (The paper stems the words; this does not. The challenge just says CIDEr.)
 
-    references: a `References`, outputs: for each segment an output as from `ptb.tokenize`. Returns the score of the
-    corpus and the list of its segments' scores.
+    references: a `References`, outputs: for each segment an output as from `ptb.tokenize`. Returns
+    the score of the corpus and the list of its segments' scores.
 
-    Below, "a" weighs nothing, as both segments have it, and all else as much. So for n = 1 the cosine is that of
-    (cheap, pub) with (pub), for n = 2 nothing is common to both, and the reference has no longer n-grams.
+    Below, "a" weighs nothing, as both segments have it, and all else as much. So for n = 1 the
+    cosine is that of (cheap, pub) with (pub), for n = 2 nothing is common to both, and the
+    reference has no longer n-grams.
 
     >>> score, segments = cider(References([["a pub"], ["a bar"]]), ["a cheap pub", "wine"])
-    >>> [round(segment, 4) for segment in segments], round(10 * math.exp(-1 / 72) * (1 / math.sqrt(2)) / 4, 4)
-    ([1.7434, 0.0], 1.7434)
+    >>> [round(segment, 4) for segment in segments]
+    [1.7434, 0.0]
+    >>> round(10 * math.exp(-1 / 72) * (1 / math.sqrt(2)) / 4, 4)
+    1.7434
     """
     segments = []
     for group, output in zip(references.groups, outputs):
         output = references.weigh(_ngrams(output))
-        segments.append(10 * sum(_similarity(output, text, references.rarity) for text in group) / len(group))
+        total = sum(_similarity(output, text, references.rarity) for text in group)
+        segments.append(10 * total / len(group))
     return sum(segments) / len(segments), segments
 
 
@@ -73,9 +82,11 @@ def _similarity(output, reference, rarity):
     total = 0.0
     for o, r, norm_o, norm_r in zip(output.counts, reference.counts, output.norms, reference.norms):
         if norm_o and norm_r:
-            common = (ngram for ngram in o if ngram in r)
-            total += sum(min(o[g], r[g]) * r[g] * rarity[g] ** 2 for g in common) / (norm_o * norm_r)
-    return math.exp(-((output.bigrams - reference.bigrams) ** 2) / (2 * SIGMA**2)) * total / LONGEST
+            common = (g for g in o if g in r)
+            product = sum(min(o[g], r[g]) * r[g] * rarity[g] ** 2 for g in common)
+            total += product / (norm_o * norm_r)
+    difference = output.bigrams - reference.bigrams
+    return math.exp(-(difference**2) / (2 * SIGMA**2)) * total / LONGEST
 
 
 def _ngrams(text):

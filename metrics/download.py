@@ -1,4 +1,4 @@
-"""Downloads METEOR's data (68 MB) from the E2E challenge's repository, for those who do not `pip install pycocoevalcap`.
+"""Downloads METEOR's data (68 MB), for those who do not `pip install pycocoevalcap`.
 
     python -m metrics.download
 """
@@ -9,12 +9,15 @@ from common import run_command
 from download import download
 from metrics.meteor_data import KNOWN, OWN_FOLDER, check
 
-URL = ("https://raw.githubusercontent.com/tuetschek/e2e-metrics/1b9c4d87fd0bbb171ea966741cdc012588581ed4"
-       "/pycocoevalcap/meteor")
+URL = (  # in the repository of the challenge's scripts
+    "https://raw.githubusercontent.com/tuetschek/e2e-metrics/"
+    "1b9c4d87fd0bbb171ea966741cdc012588581ed4/pycocoevalcap/meteor"
+)
 
 
 def main():
-    argparse.ArgumentParser(prog="python -m metrics.download", description=__doc__.split("\n")[0]).parse_args()
+    description = __doc__.split("\n")[0]
+    argparse.ArgumentParser("python -m metrics.download", description=description).parse_args()
     for name, (_, known_sha256) in KNOWN.items():
         if not (OWN_FOLDER / name).exists():
             download(f"{URL}/{name}", OWN_FOLDER / name, known_sha256)

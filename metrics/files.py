@@ -1,11 +1,14 @@
-"""Reading references and outputs as the E2E challenge's script `measure_scores.py REFERENCES OUTPUTS` reads them.
+"""Reading references and outputs as the E2E challenge's script measure_scores.py reads them.
 
-A file named .csv or .tsv is a table with a header; any other is plain text, one sentence a line. In plain text a
-blank line ends a group of references; a file without one gives every output a single reference.
+A file named .csv or .tsv is a table with a header; any other is plain text, one sentence a line. In
+plain text a blank line ends a group of references; a file without one gives every output a single
+reference, or all of them to the only output. A byte order mark is dropped.
 """
 
 import csv
+import hashlib
 import re
+import sys
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -31,10 +34,14 @@ class Corpus(NamedTuple):
     references: list  # for each segment a list of str
     sources: list
     outputs: list
+    sha256: str  # of the file of references
 
 
 def read_outputs(path):
-    """Read the outputs of a system: a list of str. In plain text a blank line is an empty output."""
+    """Read the outputs of a system: a list of str. In plain text, a blank line is an empty one.
+
+    Like all that reads here, it raises InputError for a file that is not as it should be.
+    """
     return [row.text for row in _output_rows(path)]
 
 
@@ -43,45 +50,54 @@ def read_references(path, outputs=None):
 
     With `outputs`, a file of outputs, there is a group for each output: see `read_corpora`.
     """
-    return _references_in_order(path)[0] if outputs is None else read_corpora(path, [outputs])[0].references
+    if outputs is not None:
+        return read_corpora(path, [outputs])[0].references
+    groups, by_source, _ = _read_references(path)
+    return groups if by_source else _single(groups)
 
 
 def read_corpora(references, outputs):
     """Read a file of references, once, and files of outputs: a Corpus for each of these.
 
-    A group of references is paired with each output: by equal sources if both files are tables, else one after the
-    other. In a table of references, rows with the same source are a group.
+    A group of references is paired with each output: by equal sources if both files are tables,
+    else one after the other. In a table of references, rows with the same source are a group.
     """
-    groups, rows = _references_in_order(references)
+    read = _read_references(references)
+    return [_pair(references, read, path, _output_rows(path)) for path in outputs]
+
+
+def _read_references(path):
+    """Groups in the file's order, {source: its references} (empty for plain text), the SHA-256."""
+    lines, sha256 = _read_lines(path)
+    if not _is_table(path):
+        return _groups(path, lines), {}, sha256
+    rows = _rows(path, lines, REFERENCE_COLUMN)
+    groups = [[row.text for row in group] for _, group in groupby(rows, lambda row: row.source)]
     by_source = {}
     for row in rows:
         by_source.setdefault(row.source, []).append(row.text)
-    return [_pair(references, groups, by_source, path, _output_rows(path)) for path in outputs]
+    return groups, by_source, sha256
 
 
-def _references_in_order(path):
-    """The groups of references in a file, and its rows if it is a table."""
-    if not _is_table(path):
-        return _read_groups(path), []
-    rows = _read_table(path, REFERENCE_COLUMN)
-    return [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.source)], rows
+def _single(groups):
+    """Without a blank line in the file, each of its lines is the only reference of an output."""
+    return [[line] for line in groups[0]] if len(groups) == 1 else groups
 
 
-def _pair(path, groups, by_source, outputs, output_rows):
-    if by_source and any(row.source for row in output_rows):
-        for row in output_rows:
-            if row.source not in by_source:
-                raise InputError(
-                    f"{outputs}, line {row.line}: no reference in {path} has the source {row.source!r}; "
-                    "write it exactly as it stands there"
-                )
-        groups = [by_source[row.source] for row in output_rows]
-    if len(groups) != len(output_rows):
-        raise InputError(
-            f"{outputs}: {len(output_rows):,} outputs for the {len(groups):,} groups of references in {path}; "
-            "write one output for each group, in the same order"
-        )
-    return Corpus(groups, [row.source for row in output_rows], [row.text for row in output_rows])
+def _pair(path, references, outputs, rows):
+    groups, by_source, sha256 = references
+    if by_source and any(row.source for row in rows):
+        for line, source, _ in rows:
+            if source not in by_source:
+                raise InputError(f"{outputs}, line {line}: no reference in {path} has the source "
+                                 f"{source!r}; write it exactly as it stands there")
+        groups = [by_source[row.source] for row in rows]
+    elif not by_source and len(rows) > 1:
+        groups = _single(groups)
+    if len(groups) != len(rows):
+        raise InputError(f"{outputs}: {len(rows):,} outputs for the {len(groups):,} groups of "
+                         f"references in {path}; write one for each group, in the same order")
+    return Corpus(groups, [row.source for row in rows], [row.text for row in rows], sha256)
 
 
 def _is_table(path):
@@ -89,85 +105,102 @@ def _is_table(path):
 
 
 def _output_rows(path):
+    lines, _ = _read_lines(path)
     if _is_table(path):
-        return _read_table(path, OUTPUT_COLUMN)
-    return [Row(number, "", line) for number, line in enumerate(_read_lines(path), start=1)]
+        return _rows(path, lines, OUTPUT_COLUMN)
+    return [Row(number, "", line) for number, line in lines]
 
 
 def _read_lines(path):
-    """The stripped lines of a UTF-8 file, cut at all of Unicode's line boundaries."""
-    data = Path(path).read_bytes()
+    """The lines of a UTF-8 file, stripped, as (number, line); and the file's SHA-256.
+
+    The official script also cuts lines at the rarer of Unicode's line boundaries, such as U+2028.
+    So does this, but it says so, as it shifts the lines that follow. They are not numbered anew.
+    """
     try:
-        lines = [line.strip() for line in data.decode("utf-8").splitlines()]
+        data = Path(path).read_bytes()
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a file that can be read") from None
     except UnicodeDecodeError as error:
-        line = len((data[: error.start].decode("utf-8") + "?").splitlines())
-        raise InputError(
-            f"{path}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+        number = len(re.split("\r\n|\r|\n", data[: error.start].decode("utf-8")))
+        raise InputError(f"{path}, line {number}: the byte 0x{data[error.start]:02x} is not UTF-8; "
+                         "save the file as UTF-8") from None
+    lines, number, cuts = [], 1, []
+    for line in text.splitlines(keepends=True):
+        lines.append((number, line.strip()))
+        if line.endswith(("\n", "\r")):
+            number += 1
+        elif line.splitlines() != [line]:
+            cuts.append(f"line {number}: U+{ord(line[-1]):04X}")
     if not lines:
         raise InputError(f"{path}: the file is empty; write one sentence a line")
-    return lines
+    if cuts:
+        print(f"warning: {path}, {cuts[0]} ends a line there, as in the official script; if it "
+              f"should not, write a blank in its place ({len(cuts):,} in all)", file=sys.stderr)
+    return lines, hashlib.sha256(data).hexdigest()
 
 
-def _read_groups(path):
+def _groups(path, lines):
     groups = [[]]
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in lines:
         if line:
             groups[-1].append(line)
         elif groups[-1]:
             groups.append([])
         else:
-            raise InputError(
-                f"{path}, line {number}: a group without references; leave one blank line between groups, "
-                "and none before the first"
-            )
+            raise InputError(f"{path}, line {number}: a group without references; leave one blank "
+                             "line between groups, and none before the first")
     if not groups[-1]:  # the file ends in a blank line
         groups.pop()
-    return groups if len(groups) > 1 else [[line] for line in groups[0]]
+    return groups
 
 
-def _read_table(path, text_column):
+def _rows(path, lines, text_column):
     """The rows below a table's header, with the columns of the source and of the text."""
-    lines = _read_lines(path)
-    lines[0] = lines[0].replace("\ufeff", "")  # a byte order mark
-    for broken, repaired in REPAIRS:
-        lines = [line.replace(broken, repaired) for line in lines]
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line]
+    numbered = []
+    for number, line in lines:
+        line = line.replace("\ufeff", "") if number == 1 else line
+        for broken, repaired in REPAIRS:
+            line = line.replace(broken, repaired)
+        if line:
+            numbered.append((number, line))
     rows = _split_cells(path, numbered)
     if len(rows) < 2:
         raise InputError(f"{path}: no rows; a table has a header and at least one row below it")
 
-    line, header = rows[0]
+    number, header = rows[0]
     sources = [i for i, cell in enumerate(header) if SOURCE_COLUMN.match(cell)]
     texts = [i for i, cell in enumerate(header) if text_column.match(cell)]
     if len(sources) != 1 or len(texts) != 1:
-        raise InputError(
-            f"{path}, line {line}: {len(sources)} columns of sources and {len(texts)} of texts in the header; "
-            "name one column 'mr' and one 'ref'"
-        )
-    for line, cells in rows[1:]:
+        raise InputError(f"{path}, line {number}: {len(sources)} columns of sources and "
+                         f"{len(texts)} of texts in the header; name one column 'mr', one 'ref'")
+    for number, cells in rows[1:]:
         if len(cells) != len(header):
-            raise InputError(
-                f"{path}, line {line}: {len(cells)} cells below a header of {len(header)}; "
-                'write every cell, an empty one at the end of the line as ""'
-            )
-    return [Row(line, cells[sources[0]], cells[texts[0]]) for line, cells in rows[1:]]
+            raise InputError(f"{path}, line {number}: {len(cells)} cells below a header of "
+                             f'{len(header)}; write every cell, an empty one at the end as ""')
+    return [Row(number, cells[sources[0]], cells[texts[0]]) for number, cells in rows[1:]]
 
 
 def _split_cells(path, numbered):
-    """Cut the numbered lines of a table into cells: (line number, cells) for each row. A quoted cell may span lines."""
+    """Cut a table's lines into cells: (line number, cells) a row. A quoted cell may span lines.
+
+    A quote that is not closed would take the rows below it into its cell. So where a row has more
+    than one line, its quotes must be in order.
+    """
     separator = "\t" if numbered and "\t" in numbered[0][1] else ","
-    # Below the last line comes an empty one: it becomes a row without cells unless a quote is still open.
-    reader = csv.reader([line for _, line in numbered] + [""], delimiter=separator)
-    rows = []
-    start = 0  # where the row being read starts in `numbered`
+    lines = [line for _, line in numbered] + [""]  # a quote that is still open takes this one, too
+    reader = csv.reader(lines, delimiter=separator)
+    rows, start = [], 0  # where the row being read starts
     try:
         for cells in reader:
+            if reader.line_num - start > 1:
+                row = lines[start : reader.line_num]
+                cells = next(csv.reader(row, delimiter=separator, strict=True))
             if cells:
                 rows.append((numbered[start][0], cells))
             start = reader.line_num
     except csv.Error as error:
-        raise InputError(f"{path}, line {numbered[start][0]}: {error}; look at the quotes of this row") from None
-    if cells:
-        raise InputError(f'{path}, line {rows[-1][0]}: a quote (") is opened and not closed; close or double it')
+        raise InputError(f'{path}, line {numbered[start][0]}: a quote (") in this row is not closed'
+                         f" as it should be ({error}); close it, or double it in a text") from None
     return rows

@@ -1,12 +1,12 @@
-"""METEOR 1.5 (Banerjee & Lavie 2005; Denkowski & Lavie 2014), equal to what its own Java program computes.
+"""METEOR 1.5 (Banerjee & Lavie 2005; Denkowski & Lavie 2014), equal to its own Java program.
 
-An output is aligned with a reference: words are matched that are equal, have the same stem or are synonyms, and
-phrases that are paraphrases. The score is high if many words on both sides are matched (function words count less)
-and if they stand in the same order, so that the output need not be cut into many chunks to arrange it like the
-reference.
+An output is aligned with a reference: words are matched that are equal, have the same stem or are
+synonyms, and phrases that are paraphrases. The score is high if many words on both sides are
+matched (function words count less) and if they stand in the same order, so that the output need not
+be cut into many chunks to arrange it like the reference.
 
     normalize      a text -> its tokens
-    Output, Pair   what could be matched, the alignment that METEOR chooses, and 23 numbers counted in it
+    Output, Pair   what could be matched, the alignment that METEOR chooses, 23 numbers of it
     score          the formula, from the 23 numbers of a pair or from their sums over a corpus
     Meteor         a corpus: for each output the reference that suits it best, and the sums
 """
@@ -17,9 +17,11 @@ import re
 import string
 from collections import Counter, defaultdict
 
+from common import InputError
 from metrics import meteor_data
 from metrics.meteor_data import Lexicon, Paraphrases, ngrams
 from metrics.porter2 import stem
+from metrics.ptb import java_characters
 
 HOW_TO_GET = (
     "METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them with "
@@ -28,14 +30,12 @@ HOW_TO_GET = (
 
 EXACT, STEM, SYNONYM, PARAPHRASE = range(4)  # the modules, each a reason for a match
 WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # what a match by each of them is worth in the score
+MOST_BITS = 1_000_000_000  # matches times words: more, and the search takes minutes, or gigabytes
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.20, 0.60, 0.75  # METEOR's parameters for English
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tokens
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Tokens
 
-LETTER = ("A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0160\u0161\u0178\u017d\u017e\u0400-\u0527\ua640-\ua66e"
-          "\ua67e-\ua697\u1d00-\u1d7f")
+LETTER = "A-Za-zÀ-ÖØ-öø-ž\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
 RULES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (f"([^{LETTER}0-9 \t\n\v\f\r.'`,\u2018\u2019-])", r" \1 "),  # a symbol stands alone,
     (r"(\.\.+)", r" \1 "),  # and so do several periods,
@@ -57,9 +57,9 @@ WORD = re.compile("[^ \t\n\f\r]+")
 BLANKS = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 # Abbreviations, whose period does not end a sentence; some of them only if a number follows.
 ABBREVIATIONS = {*string.ascii_uppercase, *(
-    "Adj Adm Adv Asst Bart Bldg Brig Bros Capt Cmdr Col Comdr Con Corp Cpl DR Dr Drs Ens Gen Gov Hon Hr Hosp Insp Lt "
-    "MM MR MRS MS Maj Messrs Mlle Mme Mr Mrs Ms Msgr Op Ord Pfc Ph Prof Pvt Rep Reps Res Rev Rt Sen Sens Sfc Sgt Sr "
-    "St Supt Surg Nos Nr v vs rev"
+    "Adj Adm Adv Asst Bart Bldg Brig Bros Capt Cmdr Col Comdr Con Corp Cpl DR Dr Drs Ens Gen Gov "
+    "Hon Hr Hosp Insp Lt MM MR MRS MS Maj Messrs Mlle Mme Mr Mrs Ms Msgr Op Ord Pfc Ph Prof Pvt "
+    "Rep Reps Res Rev Rt Sen Sens Sfc Sgt Sr St Supt Surg Nos Nr v vs rev"
 ).split()}
 NUMBER_ABBREVIATIONS = {"No", "Art", "pp"}
 
@@ -88,17 +88,42 @@ def normalize(text):
     return tuple(WORD.findall(BLANKS.sub(" ", " ".join(words)).lower()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What could be matched
-# ---------------------------------------------------------------------------------------------------------------------
+@functools.cache
+def key(word):
+    """What METEOR compares instead of words and of stems: Java's hash of a string, 32 bits.
+
+    h = 31 h + code, over the characters. So a few pairs of different words are equal to METEOR:
+
+    >>> key("v8") == key("tv"), key("q4") == key("or"), key("pub") == key("bar")
+    (True, True, False)
+    """
+    total = 0
+    for code in java_characters(word):
+        total = (31 * total + code) & 0xFFFFFFFF
+    return total
 
 
-class Reference:
+# --- What could be matched
+
+
+class Text:
+    """What outputs and references have in common."""
+
+    def __init__(self, tokens, lexicon):
+        self.tokens, self.keys = tokens, list(map(key, tokens))
+        self.functions = lexicon.functions(tokens)
+        self.counts = Counter(self.keys)
+        self.words = list(zip(self.functions, self.keys))
+        if len(self.counts) < len(set(tokens)):  # of words with one key, content words come first
+            self.words.sort()
+
+
+class Reference(Text):
     """A reference, and which phrases of it could be matched with a paraphrase."""
 
     def __init__(self, tokens, lexicon, paraphrases):
-        self.tokens, self.counts, self.functions = tokens, Counter(tokens), lexicon.functions(tokens)
-        self.sources = []  # (j, length, phrase): at j starts a phrase of which an output has a paraphrase
+        super().__init__(tokens, lexicon)
+        self.sources = []  # (j, length, phrase): at j starts a phrase that has paraphrases
         self.targets = {}  # a phrase that is a paraphrase of an output's -> where it starts
         for j, word in enumerate(tokens):
             for length in sorted(paraphrases.lengths.get(word, ())):
@@ -109,65 +134,74 @@ class Reference:
                     self.targets.setdefault(phrase, []).append(j)
 
 
-class Output:
+class Output(Text):
     """An output, and where in it a word, a stem, a synset or a phrase is found."""
 
     def __init__(self, tokens, lexicon, paraphrases):
-        self.tokens, self.counts, self.functions = tokens, Counter(tokens), lexicon.functions(tokens)
+        super().__init__(tokens, lexicon)
         self.lexicon, self.paraphrases = lexicon, paraphrases
-        self.by_phrase, self.by_stem, self.by_synset = {}, {}, {}  # -> the positions
+        self.by_key, self.by_stem, self.by_synset, self.by_phrase = {}, {}, {}, {}  # -> positions
         self.targets = []  # (i, length, paraphrase): at i starts a phrase that has this paraphrase
         for i, length, phrase in ngrams(tokens):
-            self.by_phrase.setdefault(phrase, []).append(i)
-            self.targets += [(i, length, target) for target in paraphrases.from_output.get(phrase, ())]
+            if phrase in paraphrases.in_outputs:
+                self.by_phrase.setdefault(phrase, []).append(i)
+                targets = paraphrases.from_output.get(phrase, ())
+                self.targets += [(i, length, target) for target in targets]
         for i, word in enumerate(tokens):
-            self.by_stem.setdefault(stem(word), []).append(i)
+            self.by_key.setdefault(key(word), []).append(i)
+            self.by_stem.setdefault(key(stem(word)), []).append(i)
             for synset in lexicon.synsets(word):
                 self.by_synset.setdefault(synset, []).append(i)
-        self.of_word = {}  # the matches of a word, kept because a group of references repeats many words
+        self.of_word = {}  # the matches of a word, kept as a group of references repeats many words
 
     def candidates(self, reference):
         """For each position j in a reference the list of the matches that could start there.
 
-        A match is (i, words in the output, words in the reference, module); it starts at i in the output. A list has
-        its matches by module, and has those twice whose paraphrase is in the table in both directions. Order and
-        repetition have an effect on the alignment.
+        A match is (i, words in the output, words in the reference, module); it starts at i in the
+        output. A list has its matches by module, and has those twice whose paraphrase is in the
+        table in both directions. Order and repetition have an effect on the alignment.
         """
-        if reference.tokens == self.tokens:
-            # The search would find this among all matches of equal words: at no word is another path ahead of it.
+        if reference.keys == self.keys:
+            # The search would find this, too: at no word is another path ahead of it.
             return [[(j, 1, 1, EXACT)] for j in range(len(self.tokens))]
         by_paraphrase = defaultdict(list)
         for j, length, phrase in reference.sources:
-            by_paraphrase[j] += [
-                (i, target.count(" ") + 1, length, PARAPHRASE)
-                for target in self.paraphrases.from_reference[phrase] for i in self.by_phrase.get(target, ())
-            ]
+            for target in self.paraphrases.from_reference[phrase]:
+                n_output = target.count(" ") + 1
+                for i in self.by_phrase.get(target, ()):
+                    by_paraphrase[j].append((i, n_output, length, PARAPHRASE))
         for i, length, target in self.targets:
             for j in reference.targets.get(target, ()):
                 by_paraphrase[j].append((i, length, target.count(" ") + 1, PARAPHRASE))
         lists = [self.word_matches(word) for word in reference.tokens]
         for j, matches in by_paraphrase.items():
             lists[j] = lists[j] + matches
+        if sum(map(len, lists)) * len(self.tokens) > MOST_BITS:
+            raise InputError(f"METEOR cannot align {len(self.tokens):,} words with a reference of "
+                             f"{len(reference.tokens):,}: too many of them are equal; cut the line "
+                             f"that begins '{' '.join(self.tokens[:5])}'")
         return lists
 
     def word_matches(self, word):
-        """The matches for a word of a reference: equal words, then those of its stem, then its synonyms."""
+        """The matches for a word of a reference: equal words, those of its stem, its synonyms."""
         if word not in self.of_word:
-            synonyms = {i for synset in self.lexicon.synsets(word) for i in self.by_synset.get(synset, ())}
+            own, same_stem = key(word), self.by_stem.get(key(stem(word)), ())
+            synonyms = set()
+            for synset in self.lexicon.synsets(word):
+                if synset in self.by_synset:
+                    synonyms.update(self.by_synset[synset])
             self.of_word[word] = [
-                *((i, 1, 1, EXACT) for i in self.by_phrase.get(word, ())),
-                *((i, 1, 1, STEM) for i in self.by_stem.get(stem(word), ()) if self.tokens[i] != word),
-                *((i, 1, 1, SYNONYM) for i in sorted(synonyms) if self.tokens[i] != word),
+                *((i, 1, 1, EXACT) for i in self.by_key.get(own, ())),
+                *((i, 1, 1, STEM) for i in same_stem if self.keys[i] != own),
+                *((i, 1, 1, SYNONYM) for i in sorted(synonyms) if self.keys[i] != own),
             ]
         return self.of_word[word]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The alignment
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The alignment
 
 BEAM = 40  # paths that the search keeps
-# The cost of a path, in one integer: many matched words come before few chunks, and these before a short distance.
+# The cost of a path, one integer: matched words count for more than chunks, these than distance.
 MATCHED, CHUNK = 1 << 80, 1 << 50
 COST = operator.itemgetter(0)
 NOWHERE = -1  # the end of the last match, if the word before has none
@@ -180,8 +214,8 @@ def _best(paths):
 class Pair:
     """An output and one of its references.
 
-    `candidates` are as from Output.candidates, of_output and of_reference say how many of them cover each word, and
-    `fixed` has those that are without an alternative, as {j: match}.
+    `candidates` are as from Output.candidates, of_output and of_reference say how many of them
+    cover each word, and `fixed` has those that are without an alternative, as {j: match}.
     """
 
     def __init__(self, output, reference):
@@ -198,38 +232,39 @@ class Pair:
         for j, matches in enumerate(self.candidates):
             if len(matches) == 1:
                 i, n_output, n_reference, _ = matches[0]
-                if {1} == {*self.of_output[i : i + n_output], *self.of_reference[j : j + n_reference]}:
+                covered = self.of_output[i : i + n_output] + self.of_reference[j : j + n_reference]
+                if set(covered) == {1}:
                     self.fixed[j] = matches[0]
 
     def align(self):
         """Choose among the candidates as METEOR does: a list of (j, match), by position.
 
-        The search goes through the reference word by word. A path takes one of the matches that start at the word, or
-        none of them; the BEAM best paths go on. Best is what has matched most words on both sides; of equals, what has
-        fewer chunks; then the smaller distance, the sum of abs(j - i); then what was there first.
+        The search goes through the reference word by word. A path takes one of the matches that
+        start at the word, or none of them; the BEAM best paths go on. Best is what has matched most
+        words on both sides; of equals, what has fewer chunks; then the smaller distance, the sum of
+        abs(j - i); then what was there first.
 
-        Three peculiarities of METEOR's program decide what is found. Matches other than exact ones count half, rounded
-        down, so that two single words which are synonyms count 0. The distance of a match is added not to the path
-        that takes it, but to the one that it branches off from. And fixed matches are taken in advance.
-
-        Where all paths must do the same (at a fixed match, at a word without candidates), they differ only in whether
-        the last match of each is continued there. After one such word even this is the same for all, and so their
-        order cannot change at those that follow: these are passed without touching the paths.
+        Three peculiarities of METEOR's program decide what is found. Matches other than exact ones
+        count half, rounded down, so that two single words which are synonyms count 0. The distance
+        of a match is added not to the path that takes it, but to the one that it branches off from.
+        And fixed matches are taken in advance.
         """
-        paths = [(0, NOWHERE, 0, 0, None)]  # cost, ends of the last match (output, reference), used words, matches
-        common_end = NOWHERE  # where in the output the last match of all paths ends; None if it is not the same
+        # A path: its cost; where its last match ends in the output and in the reference; the words
+        # of the output that it uses, as bits; its matches, as (last match, those before it).
+        paths = [(0, NOWHERE, 0, 0, None)]
         after_fixed = 0
-        for j, matches in enumerate([*self.candidates, []]):  # behind the last word, the last chunk is closed
+        for j, matches in enumerate([*self.candidates, []]):  # at the end the last chunk is closed
             if j < after_fixed:
                 continue
             if j in self.fixed or j == len(self.candidates) or self.of_reference[j] == 0:
+                # All paths do the same here; they differ in whether it goes on with their chunk.
                 i, n_output, n_reference, _ = self.fixed.get(j, (NOWHERE, 0, 1, None))
-                if common_end is None:
-                    paths = [(cost + CHUNK * (end not in (i, NOWHERE)), end, reach, used, chosen)
-                             for cost, end, reach, used, chosen in _best(paths)]
-                common_end, after_fixed = i + n_output, j + n_reference
+                new_end = i + n_output
+                paths = [(cost + CHUNK * (end not in (i, NOWHERE)), new_end, reach, used, chosen)
+                         for cost, end, reach, used, chosen in _best(paths)]
+                after_fixed = j + n_reference
             else:
-                paths, common_end = self._branch(_best(paths), j, matches, common_end), None
+                paths = self._branch(_best(paths), j, matches)
         matches = _best(paths)[0][-1]
         alignment = list(self.fixed.items())
         while matches:
@@ -238,36 +273,41 @@ class Pair:
         return sorted(alignment)
 
     @staticmethod
-    def _branch(paths, j, matches, common_end):
-        """The paths behind position j: for each path all that it can take, and the path itself without any of them."""
+    def _branch(paths, j, matches):
+        """The paths behind position j: each path with each match that it can take, then without."""
         options = []
         for match in matches:
             i, n_output, n_reference, module = match
-            words = n_output + n_reference if module == EXACT else n_output // 2 + n_reference // 2
-            mask = (1 << n_output) - 1 << i
-            options.append((i, i + n_output, j + n_reference, mask, MATCHED * words, abs(j - i), (j, match)))
+            exact = module == EXACT
+            words = n_output + n_reference if exact else n_output // 2 + n_reference // 2
+            ends, mask = (i + n_output, j + n_reference), (1 << n_output) - 1 << i
+            options.append((i, *ends, mask, MATCHED * words, abs(j - i), (j, match)))
         branched = []
         for path in paths:
             cost, end, reach, used, chosen = path
             if reach > j:  # inside a match that it has taken
                 branched.append(path)
                 continue
-            if common_end is not None:
-                end = common_end
             for i, new_end, new_reach, mask, gain, distance, match in options:
                 if not used & mask:
                     chunk = 0 if end == i or end == NOWHERE else CHUNK
-                    branched.append((cost - gain + chunk, new_end, new_reach, used | mask, (match, chosen)))
+                    new_cost = cost - gain + chunk
+                    branched.append((new_cost, new_end, new_reach, used | mask, (match, chosen)))
                     cost += distance
-            branched.append((cost if end == NOWHERE else cost + CHUNK, NOWHERE, reach, used, chosen))
+            if end != NOWHERE:
+                cost += CHUNK
+            branched.append((cost, NOWHERE, reach, used, chosen))
+            if len(options) > BEAM:  # so that not all of them are kept for all paths
+                branched = _best(branched)
         return branched
 
     def statistics(self):
         """Align the two and count: the 23 numbers that `score` needs.
 
-        They are the number of words in the output and in the reference; how many of these are function words; then for
-        each module the matched content words of the output and of the reference, and the matched function words of
-        both; then the chunks, the matched words of the output, and the matched words of the reference.
+        They are the number of words in the output and in the reference; how many of these are
+        function words; then for each module the matched content words of the output and of the
+        reference, and the matched function words of both; then the chunks, the matched words of the
+        output, and the matched words of the reference.
         """
         matched, chunks, ends = [0] * 16, 0, None
         for j, (i, n_output, n_reference, module) in self.align():
@@ -287,26 +327,28 @@ class Pair:
     def limit(self):
         """A score that no alignment of the two can exceed; no search is needed for it.
 
-        It is what would be if every word were matched that can be (with an equal word as long as the other side has
-        one left, else with a synonym), in only those chunks that the fixed matches enforce. A chunk must end between
-        two of them if the second does not stand behind the first in the output, if a word between them has no
-        candidate, or if more words are between them on one side than on the other and no candidate makes up for it.
+        It is what would be if every word were matched that can be (with an equal word as long as
+        the other side has one left, else with a synonym), in only those chunks that the fixed
+        matches enforce. A chunk must end between two of them if the second does not stand behind
+        the first in the output, if a word between them has no candidate, or if more words are
+        between them on one side than on the other and no candidate makes up for it.
         """
-        elastic = any(n_output != n_reference for matches in self.candidates for _, n_output, n_reference, _ in matches)
+        elastic = any(n_output != n_reference for matches in self.candidates
+                      for _, n_output, n_reference, _ in matches)
         chunks, i_end, j_end = 1, None, None
         for j, (i, n_output, n_reference, _) in self.fixed.items():
             if i_end is not None:
-                chunks += (i < i_end or 0 in self.of_output[i_end:i] or 0 in self.of_reference[j_end:j]
-                           or not elastic and i - i_end != j - j_end)
+                unmatched = 0 in self.of_output[i_end:i] or 0 in self.of_reference[j_end:j]
+                shifted = not elastic and i - i_end != j - j_end
+                chunks += i < i_end or unmatched or shifted
             i_end, j_end = i + n_output, j + n_reference
         matched = [0] * 16
-        output, reference = self.output, self.reference
-        for side, (text, other, covered) in enumerate(
-            ((output, reference, self.of_output), (reference, output, self.of_reference))
-        ):
+        sides = ((self.output, self.reference, self.of_output),
+                 (self.reference, self.output, self.of_reference))
+        for side, (text, other, covered) in enumerate(sides):
             partners = dict(other.counts)
-            related = {word for word, candidates in zip(text.tokens, covered) if candidates > partners.get(word, 0)}
-            for word, function in zip(text.tokens, text.functions):
+            related = {word for word, n in zip(text.keys, covered) if n > partners.get(word, 0)}
+            for function, word in text.words:
                 if partners.get(word):
                     partners[word] -= 1
                     matched[4 * EXACT + 2 * function + side] += 1
@@ -315,9 +357,7 @@ class Pair:
         return score(self._statistics(matched, chunks))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The score
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The score
 
 
 def score(statistics):
@@ -328,21 +368,27 @@ def score(statistics):
         F      = 1 / ((1 - ALPHA) / P + ALPHA / R)
         METEOR = F * (1 - GAMMA * (chunks / matched words) ** BETA)
 
-    A content word weighs DELTA, a function word 1 - DELTA; a matched one, that times the weight of its module.
-    "Matched words" is the mean of both sides. Where all words of both are matched in one chunk, METEOR is 1.
+    A content word weighs DELTA, a function word 1 - DELTA; a matched one, that times the weight of
+    its module. "Matched words" is the mean of both sides. Where all words of both are matched in
+    one chunk, METEOR is 1.
 
-    "the cat sat on the mat" and "on the mat sat the cat" have all words in common, three of them function words, but
-    the one has to be cut into three chunks to become the other: P = R = 1, and METEOR is 1 - 0.6 * (3 / 6) ** 0.2.
+    "the cat sat on the mat" and "on the mat sat the cat" have all words in common, three of them
+    function words, but the one has to be cut into three chunks to become the other: P = R = 1, and
+    METEOR is 1 - 0.6 * (3 / 6) ** 0.2.
 
-    >>> round(score((6, 6, 3, 3, 3, 3, 3, 3, *[0] * 12, 3, 6, 6)), 4), round(1 - 0.6 * (3 / 6) ** 0.2, 4)
-    (0.4777, 0.4777)
+    >>> round(score((6, 6, 3, 3, 3, 3, 3, 3, *[0] * 12, 3, 6, 6)), 4)
+    0.4777
+    >>> round(1 - 0.6 * (3 / 6) ** 0.2, 4)
+    0.4777
     """
-    n_output, n_reference, functions_output, functions_reference, *matched, chunks, m_output, m_reference = statistics
+    n_output, n_reference, functions_output, functions_reference, *matched = statistics[:20]
+    chunks, m_output, m_reference = statistics[20:]
     if m_output == 0:
         return 0.0
-    p = _weigh(matched[0::4], matched[2::4]) / (DELTA * (n_output - functions_output) + (1 - DELTA) * functions_output)
-    r = _weigh(matched[1::4], matched[3::4]) / (
-        DELTA * (n_reference - functions_reference) + (1 - DELTA) * functions_reference)
+    p = _weigh(matched[0::4], matched[2::4])
+    p /= DELTA * (n_output - functions_output) + (1 - DELTA) * functions_output
+    r = _weigh(matched[1::4], matched[3::4])
+    r /= DELTA * (n_reference - functions_reference) + (1 - DELTA) * functions_reference
     f = 1 / ((1 - ALPHA) / p + ALPHA / r)
     perfect = (m_output, m_reference, chunks) == (n_output, n_reference, 1)
     fragmentation = 0.0 if perfect else chunks / ((m_output + m_reference) / 2)
@@ -350,7 +396,7 @@ def score(statistics):
 
 
 def _weigh(content, functions):
-    """The weight of matched words, from their numbers for each module; added up in METEOR's order, to the last bit."""
+    """The weight of matched words, from their numbers for each module, added in METEOR's order."""
     weight = 0.0
     for words, share in ((content, DELTA), (functions, 1 - DELTA)):
         for module, number in enumerate(words):
@@ -361,20 +407,22 @@ def _weigh(content, functions):
 class Meteor:
     """METEOR against one set of references, made ready once for any number of files of outputs.
 
-    references: a list of lists of str, tokenised as by ptb.tokenize; folder: what meteor_data.find() gives.
+    references: a list of lists of str, tokenised as by ptb.tokenize; folder: what
+    meteor_data.find() gives.
     """
 
     def __init__(self, references, folder):
         self.lexicon = Lexicon(folder)
         tokens_of = functools.cache(normalize)
         self.references = [[tokens_of(text) for text in group] for group in references]
-        self.table = meteor_data.paraphrases(folder, {tokens for group in self.references for tokens in group})
+        self.table = meteor_data.paraphrases(folder, set().union(*self.references))
 
     def score(self, outputs):
         """The score of the corpus, and a list of the score of each output.
 
-        The former is not the mean of the latter, but the formula applied to the sums of the 23 numbers. In these sums
-        a chunk does not count if it is the only one and leaves no word unmatched.
+        The former is not the mean of the latter, but the formula applied to the sums of the 23
+        numbers. In these sums a chunk does not count if it is the only one and leaves no word
+        unmatched.
         """
         rows = self.statistics(outputs)
         sums = [sum(column) for column in zip(*rows)]
@@ -382,7 +430,7 @@ class Meteor:
         return score(sums), [score(row) for row in rows]
 
     def statistics(self, outputs):
-        """For each output the 23 numbers of the reference that gives it the highest score; of equals, the first."""
+        """For each output the 23 numbers of its best reference; of equally good ones, the first."""
         outputs = [normalize(text) for text in outputs]
         paraphrases = Paraphrases(self.table, outputs)
         prepare = functools.cache(lambda tokens: Reference(tokens, self.lexicon, paraphrases))
@@ -396,11 +444,12 @@ class Meteor:
 def best_statistics(pairs):
     """The 23 numbers of the pair with the highest score; of equals, the first.
 
-    Most pairs need no search: the pairs are tried by their limits, the highest first, and once a limit is below the
-    best score so far, what is left cannot be better or as good.
+    Most pairs need no search: the pairs are tried by their limits, the highest first, and once a
+    limit is below the best score so far, what is left cannot be better or as good.
     """
     best = (-1.0,)
-    for limit, number in sorted(((pair.limit(), -number) for number, pair in enumerate(pairs)), reverse=True):
+    limits = [(pair.limit(), -number) for number, pair in enumerate(pairs)]
+    for limit, number in sorted(limits, reverse=True):
         if limit < best[0] - 1e-9:  # a margin for rounding
             break
         statistics = pairs[-number].statistics()
@@ -408,17 +457,7 @@ def best_statistics(pairs):
     return best[-1]
 
 
-def prepare(references, data=None):
-    """A Meteor for these references, or None where METEOR's data are not found; `data` as for `meteor`."""
-    folder = meteor_data.find(data)
+def prepare(references):
+    """A Meteor for these references, or None where METEOR's data are not found."""
+    folder = meteor_data.find()
     return None if folder is None else Meteor(references, folder)
-
-
-def meteor(references, outputs, data=None):
-    """METEOR of a corpus: (its score, a list of the score of each output); None where METEOR's data are not found.
-
-    references: a list of lists of str, outputs: a list of str, both tokenised as by ptb.tokenize; data: the folder that
-    has METEOR's data, if it is not one of those where `meteor_data.find` looks.
-    """
-    prepared = prepare(references, data)
-    return prepared and prepared.score(outputs)

@@ -1,10 +1,10 @@
-"""METEOR 1.5's own data, read from its official files as they are: function words, synonyms, paraphrases.
+"""METEOR 1.5's own data, read from its official files: function words, synonyms, paraphrases.
 
     meteor-1.5.jar           a zip archive; of it only three lists are read, nothing of it is run
     data/paraphrase-en.gz    5,274,084 pairs of phrases
 
-A folder has both where METEOR_DATA says, in an installed `pycocoevalcap` (whose code is not imported), or in
-data/meteor/ of this repository, where `python -m metrics.download` puts them.
+A folder has both where METEOR_DATA says, in an installed `pycocoevalcap` (whose code is not
+imported), or in data/meteor/ of this repository, where `python -m metrics.download` puts them.
 """
 
 import functools
@@ -13,9 +13,9 @@ import hashlib
 import importlib.util
 import io
 import os
+import sys
 import zipfile
 import zlib
-from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,25 +23,26 @@ from tqdm import tqdm
 from common import ROOT, InputError, sha256, write_aside
 
 JAR, TABLE = "meteor-1.5.jar", "data/paraphrase-en.gz"
-KNOWN = {  # size and SHA-256 of the files, which are the same in e2e-metrics and in pycocoevalcap 1.2
+KNOWN = {  # size and SHA-256, which are the same in e2e-metrics and in pycocoevalcap 1.2
     JAR: (6_318_693, "1e57b4c72c0830ebe68558f1c799a624e96cbc1b6045c9f6330e26dcff6eafc2"),
     TABLE: (61_813_011, "c147ac7d2c91f2fbb3ad31e4b352235061eb83145e0434daf217ee9ca5975f48"),
 }
+LISTS = ("function/english.words", "synonym/english.synsets", "synonym/english.exceptions")
 OWN_FOLDER = ROOT / "data" / "meteor"  # downloads, and the cached parts of the table
 ENTRIES = 5_274_084
 LONGEST = 7  # words in the table's longest phrase
 
 # WordNet's endings: what a word that is not in its list may be an inflected form of.
 ENDINGS = (
-    ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
-    ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""),
-    ("er", ""), ("est", ""), ("er", "e"), ("est", "e"),
+    ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
+    ("men", "man"), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"),
+    ("ing", ""), ("er", ""), ("est", ""), ("er", "e"), ("est", "e"),
 )
 
 
-def find(folder=None):
-    """The folder of METEOR's data: `folder`, else what METEOR_DATA names, else one that is known; or None."""
-    named = folder or os.environ.get("METEOR_DATA")
+def find():
+    """The folder of METEOR's data: what METEOR_DATA names, else one that is known; or None."""
+    named = os.environ.get("METEOR_DATA")
     if named:
         places = [Path(named)]
     else:
@@ -52,28 +53,27 @@ def find(folder=None):
         if all((place / name).is_file() for name in KNOWN):
             return place
     if named:
-        raise InputError(f"{named} does not hold METEOR's data: {JAR} and {TABLE} were expected in it")
+        raise InputError(f"{named} does not hold METEOR's data: {JAR} and {TABLE} belong there")
     return None
 
 
 def check(path, name):
     """`path`, if it is to the bit the known file; raises InputError otherwise."""
     if (path.stat().st_size, sha256(path)) != KNOWN[name]:
-        raise InputError(f"{path} is not the file of METEOR 1.5 (another size or SHA-256); fetch it again")
+        raise InputError(f"{path} is not the file of METEOR 1.5 (its SHA-256 differs); fetch it")
     return path
 
 
 class Lexicon:
-    """What METEOR knows about words: which are function words, and which belong to the same synsets of WordNet."""
+    """What METEOR knows about words: which are function words, which share a synset of WordNet."""
 
     def __init__(self, folder):
         with zipfile.ZipFile(check(folder / JAR, JAR)) as jar:
-            words, synsets, exceptions = (
-                jar.read(name).decode("utf-8").splitlines()
-                for name in ("function/english.words", "synonym/english.synsets", "synonym/english.exceptions")
-            )
+            lists = [jar.read(name).decode("utf-8").splitlines() for name in LISTS]
+        words, synsets, exceptions = lists
         self.function_words = frozenset(words)
-        self._synsets = dict(zip(synsets[0::2], synsets[1::2]))  # a word, and on the next line its synsets
+        # A word, and on the next line its synsets; a base, and on the next line its inflections.
+        self._synsets = dict(zip(synsets[0::2], synsets[1::2]))
         self._bases = {}
         for base, inflected in zip(exceptions[0::2], exceptions[1::2]):
             for word in inflected.split():
@@ -90,7 +90,10 @@ class Lexicon:
         if bases is None and len(word) > 2 and not word.endswith("ss"):
             regular = (word.removesuffix(old) + new for old, new in ENDINGS if word.endswith(old))
             bases = [next((base for base in regular if base in self._synsets), word)]
-        return frozenset(synset for form in (word, *(bases or ())) for synset in self._synsets.get(form, "").split())
+        synsets = set()
+        for form in (word, *(bases or ())):
+            synsets.update(self._synsets.get(form, "").split())
+        return frozenset(synsets)
 
 
 def ngrams(tokens):
@@ -107,11 +110,13 @@ def ngrams(tokens):
 def paraphrases(folder, references):
     """The entries of the table that can matter for these references, in the table's order.
 
-    references: distinct tuples of tokens. Gives triples (sides, A, B) of an entry A -> B, where sides says which of
-    the two a reference contains: "A", "B" or "AB". With neither, no output could be matched through the entry.
+    references: distinct tuples of tokens. Gives triples (sides, A, B) of an entry A -> B, where
+    sides says which of the two a reference contains: "A", "B" or "AB". With neither, no output
+    could be matched through the entry.
 
-    Reading the whole table takes seconds, so what is kept is cached in data/meteor/. The name of the cache and its
-    first line say what it was made from, and the checksum inside gzip's format tells whether it is whole.
+    Reading the whole table takes seconds, so what is kept is cached in data/meteor/. The name of
+    the cache and its first line say what it was made from, and the checksum inside gzip's format
+    tells whether it is whole.
     """
     texts = "\n".join(sorted(" ".join(tokens) for tokens in references))
     key = hashlib.sha256(f"{KNOWN[TABLE]}\n{texts}".encode()).hexdigest()
@@ -122,19 +127,24 @@ def paraphrases(folder, references):
             raise EOFError
     except (OSError, EOFError, zlib.error):  # not there, or not whole
         lines = scan(folder, {phrase for tokens in references for _, _, phrase in ngrams(tokens)})
-        with suppress(OSError), write_aside(cache) as aside:  # where nothing can be written, it only takes longer
-            aside.write_bytes(gzip.compress("\n".join([key, *lines]).encode("utf-8"), compresslevel=6))
+        content = gzip.compress("\n".join([key, *lines]).encode("utf-8"), compresslevel=6)
+        try:
+            with write_aside(cache) as aside:
+                aside.write_bytes(content)
+        except OSError as error:
+            print(f"note: METEOR's paraphrases are looked up anew in each call, which takes some "
+                  f"seconds: {OWN_FOLDER}: {error.strerror}", file=sys.stderr)
     return list(zip(lines[0::3], lines[1::3], lines[2::3]))
 
 
 def scan(folder, phrases):
-    """Read the whole table; three strings (sides, A, B) for each entry that has one of `phrases`."""
+    """Read the whole table: three strings (sides, A, B) for each entry with one of `phrases`."""
     wanted = {f"{phrase}\n".encode() for phrase in phrases}
     kept = []
     with gzip.open(check(folder / TABLE, TABLE)) as file:
         lines = io.BufferedReader(file, 1 << 20)  # three lines an entry: a probability, A and B
-        entries = tqdm(zip(lines, lines, lines), "METEOR's paraphrases", ENTRIES, leave=False, disable=None)
-        for _, a, b in entries:
+        entries = zip(lines, lines, lines)
+        for _, a, b in tqdm(entries, "METEOR's paraphrases", ENTRIES, leave=False, disable=None):
             if a in wanted or b in wanted:
                 sides = "A" * (a in wanted) + "B" * (b in wanted)
                 kept += sides, a.decode("utf-8").rstrip("\n"), b.decode("utf-8").rstrip("\n")
@@ -142,16 +152,20 @@ def scan(folder, phrases):
 
 
 class Paraphrases:
-    """Of the entries for a set of references those that can match with something in a set of outputs."""
+    """Of the entries for some references those that can match with something in some outputs."""
 
     def __init__(self, entries, outputs):
-        in_outputs = {phrase for tokens in set(outputs) for _, _, phrase in ngrams(tokens)}
-        self.from_reference = {}  # a phrase of a reference -> its paraphrases in outputs, in the table's order
-        self.from_output = {}  # a phrase of an output -> its paraphrases in references, in the table's order
+        # What an entry would have to find in an output, and what of this is in one.
+        wanted = {b for sides, _, b in entries if sides != "B"}
+        wanted.update([a for sides, a, _ in entries if sides != "A"])
+        self.in_outputs = {phrase for tokens in set(outputs) for _, _, phrase in ngrams(tokens)
+                           if phrase in wanted}
+        # A phrase on one side -> its paraphrases on the other, in the table's order.
+        self.from_reference, self.from_output = {}, {}
         for sides, a, b in entries:
-            if "A" in sides and b in in_outputs:
+            if "A" in sides and b in self.in_outputs:
                 self.from_reference.setdefault(a, []).append(b)
-            if "B" in sides and a in in_outputs:
+            if "B" in sides and a in self.in_outputs:
                 self.from_output.setdefault(a, []).append(b)
         self.to_reference = {target for targets in self.from_output.values() for target in targets}
         self.lengths = {}  # a word -> the lengths of the phrases of references that begin with it

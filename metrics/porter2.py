@@ -1,7 +1,7 @@
-"""The Porter2 stemmer for English, as METEOR 1.5 has it: Snowball's "english" as it was before 2012.
+"""The Porter2 stemmer for English, as METEOR 1.5 has it: Snowball's "english" of before 2012.
 
-Porter (2001), "Snowball: A language for stemming algorithms". Later releases know more exceptions and prefixes, and
-so give other stems for a few words.
+Porter (2001), "Snowball: A language for stemming algorithms". Later releases know more exceptions
+and prefixes, and so give other stems for a few words.
 """
 
 import functools
@@ -14,8 +14,9 @@ SHORT_END = re.compile(f"(?:[^aeiouy]{VOWEL}[^aeiouywxY]|^{VOWEL}[^aeiouy])$")  
 DOUBLE = re.compile(r"([bdfgmnprt])\1$")
 
 IRREGULAR = dict(pair.split(":") for pair in (
-    "skis:ski skies:sky dying:die lying:lie tying:tie idly:idl gently:gentl ugly:ugli early:earli only:onli "
-    "singly:singl sky:sky news:news howe:howe atlas:atlas cosmos:cosmos bias:bias andes:andes"
+    "skis:ski skies:sky dying:die lying:lie tying:tie idly:idl gently:gentl ugly:ugli early:earli "
+    "only:onli singly:singl sky:sky news:news howe:howe atlas:atlas cosmos:cosmos bias:bias "
+    "andes:andes"
 ).split())
 DONE_AFTER_PLURAL = set("inning outing canning herring earring proceed exceed succeed".split())
 
@@ -25,17 +26,21 @@ def _table(text):
     return dict(pair.split(":") for pair in text.split())
 
 
-# In each step only the longest ending counts, and only if it lies in region 1 (R1), or in region 2 (R2).
+# In each step only the longest ending counts, and only if it lies in region 1 (R1) or 2 (R2).
 PLURAL = _table("sses:ss ied: ies: us:us ss:ss s:")
 PAST = _table("eed:ee eedly:ee ed: edly: ing: ingly:")
 DERIVED = _table(  # R1
-    "tional:tion enci:ence anci:ance abli:able entli:ent izer:ize ization:ize ational:ate ation:ate ator:ate alism:al "
-    "aliti:al alli:al fulness:ful ousli:ous ousness:ous iveness:ive iviti:ive biliti:ble bli:ble ogi:og fulli:ful "
-    "lessli:less li:"
+    "tional:tion enci:ence anci:ance abli:able entli:ent izer:ize ization:ize ational:ate "
+    "ation:ate ator:ate alism:al aliti:al alli:al fulness:ful ousli:ous ousness:ous iveness:ive "
+    "iviti:ive biliti:ble bli:ble ogi:og fulli:ful lessli:less li:"
 )
-ADJECTIVE = _table("tional:tion ational:ate alize:al icate:ic iciti:ic ical:ic ful: ness: ative:")  # R1, but ative R2
-LAST = _table("al: ance: ence: er: ic: able: ible: ant: ement: ment: ent: ism: ate: iti: ous: ive: ize: ion:")  # R2
-AFTER = {"ogi": "l", "li": "cdeghkmnrt", "ion": "st"}  # endings that count only after one of these letters
+ADJECTIVE = _table(  # R1, but ative R2
+    "tional:tion ational:ate alize:al icate:ic iciti:ic ical:ic ful: ness: ative:"
+)
+LAST = _table(  # R2
+    "al: ance: ence: er: ic: able: ible: ant: ement: ment: ent: ism: ate: iti: ous: ive: ize: ion:"
+)
+AFTER = {"ogi": "l", "li": "cdeghkmnrt", "ion": "st"}  # these only after one of the letters
 
 
 @functools.cache
@@ -78,9 +83,10 @@ def _longest(word, table):
 def _replace(word, table, region, regions={}):
     ending = _longest(word, table)
     before = word[: len(word) - len(ending)]
-    if not ending or len(before) < regions.get(ending, region) or not before.endswith(tuple(AFTER.get(ending, ("",)))):
-        return word
-    return before + table[ending]
+    in_region = len(before) >= regions.get(ending, region)
+    if ending and in_region and before.endswith(tuple(AFTER.get(ending, ("",)))):
+        return before + table[ending]
+    return word
 
 
 def _strip_plural(word):

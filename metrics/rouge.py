@@ -4,15 +4,17 @@ BETA = 1.2  # recall counts for more than precision
 
 
 def rouge_l(references, outputs):
-    """ROUGE-L (Lin 2004): how much of an output and of a reference is one common subsequence, in order, with gaps?
+    """ROUGE-L (Lin 2004): how much of output and reference is one common subsequence, with gaps?
 
-        ROUGE-L = (1 + beta^2) P R / (R + beta^2 P),    P = LCS / length of output,    R = LCS / length of reference
+        ROUGE-L = (1 + beta^2) P R / (R + beta^2 P)
+        P = LCS / length of output,    R = LCS / length of reference
 
-    P is the highest over the references of a segment, and so is R, even if they are of two references. The score of a
-    corpus is the mean over its segments. (The paper's recall of summaries joins the subsequences of several sentences.)
+    P is the highest over the references of a segment, and so is R, even if they are of two
+    references. The score of a corpus is the mean over its segments. (The paper's recall of
+    summaries joins the subsequences of several sentences.)
 
-    references: for each segment a list of references, outputs: for each segment an output; each as from
-    `ptb.tokenize`. Returns the score of the corpus and the list of its segments' scores.
+    references: for each segment a list of references, outputs: for each segment an output; each as
+    from `ptb.tokenize`. Returns the score of the corpus and the list of its segments' scores.
 
     Below, "the cat on mat" is common to both: P = 4/5, R = 4/6.
 
@@ -33,11 +35,13 @@ def rouge_l(references, outputs):
 
 
 def longest_common_subsequences(output, references):
-    """The lengths of the longest common subsequences of an output and each of the references; all are lists of tokens.
+    """The lengths of the longest common subsequences of an output and each of some references.
 
-    The usual table of lengths has a row for each token of the reference and a column for each of the output. From one
-    column to the next a length grows by 0 or 1, so a row is an integer whose bit is 0 where it grows, and all of the
-    next row comes from a few operations on it (Crochemore et al. 2001; Hyyrö 2004).
+    output: a list of tokens, references: a list of such lists; returns a list of int. The usual
+    table of lengths has a row for each token of the reference and a column for each of the output.
+    From one column to the next a length grows by 0 or 1, so a row is an integer whose bit is 0
+    where it grows, and all of the next row comes from a few operations on it (Crochemore et al.
+    2001; Hyyrö 2004).
 
     >>> longest_common_subsequences("a b c d".split(), ["a c b d".split(), "d x".split()])
     [3, 1]

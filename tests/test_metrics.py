@@ -1,4 +1,4 @@
-"""The metrics against the official scores, against nltk, against numbers worked out by hand, and on odd input."""
+"""The metrics against the official scores, nltk, numbers worked out by hand, and on odd input."""
 
 import csv
 import doctest
@@ -7,18 +7,21 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
-from conftest import run_python
+from conftest import ROOT, run_python
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 import metrics
-from common import run_command
+from common import InputError, run_command
 from metrics import __main__ as main
 from metrics import mteval
 
@@ -28,7 +31,7 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 @pytest.fixture(autouse=True, scope="module")
 def without_meteor():
-    """Its tests are in test_meteor.py; here its paraphrases would be looked up anew for each set of references."""
+    """Its tests are in test_meteor.py; here its table would be read for each set of references."""
     with mock.patch("metrics.meteor.prepare", lambda references: None):
         yield
 
@@ -48,7 +51,9 @@ def counts_of(references, outputs):
 # --- The official scores
 
 
-@pytest.mark.parametrize("references", ["references.txt", "testset_w_refs.csv", "adversarial/references"])
+@pytest.mark.parametrize(
+    "references", ["references.txt", "testset_w_refs.csv", "adversarial/references"]
+)
 def test_scores_equal_the_official_ones_to_four_decimals(references, official, shared):
     """Of the corpora, and of each segment where there are official scores of segments."""
     scorer = None
@@ -60,13 +65,13 @@ def test_scores_equal_the_official_ones_to_four_decimals(references, official, s
         if scorer is None or scorer.references != corpus.references:
             scorer = metrics.Scorer(corpus.references)
         scores, segments = scorer.score(corpus.outputs)
-        computed = [metric for metric in metrics.METRICS if metric != "METEOR"]
-        assert [f"{scores[metric]:.4f}" for metric in computed] == [row[metric] for metric in computed], name
+        ours = {metric: f"{score:.4f}" for metric, score in scores.items() if metric != "METEOR"}
+        assert ours == {metric: row[metric] for metric in ours}, name
         path = shared / "metrics" / "segments" / f"{name}.tsv"
         if path.exists():
             for i, line in enumerate(path.read_text(encoding="utf-8").split("\n")[1:-1]):
                 values = [*mteval.segment_scores(corpus.references[i], corpus.outputs[i])]
-                values += [segments[metric] and segments[metric][i] for metric in metrics.METRICS[2:]]
+                values += [segments[m] and segments[m][i] for m in metrics.METRICS[2:]]
                 theirs = line.split("\t")[2:]
                 ours = [t if v is None else f"{v:.4f}" for v, t in zip(values, theirs, strict=True)]
                 assert ours == theirs, (name, i)
@@ -109,13 +114,14 @@ def test_words_can_be_cut_one_by_one(text):
 # --- BLEU
 
 sentences = st.lists(st.sampled_from("abcde"), min_size=4, max_size=12)
-segments = st.lists(st.tuples(st.lists(sentences, min_size=1, max_size=4), sentences), min_size=1, max_size=5)
+sentence_groups = st.lists(sentences, min_size=1, max_size=4)
+segments = st.lists(st.tuples(sentence_groups, sentences), min_size=1, max_size=5)
 
 
 @patient
 @given(segments)
 def test_bleu_equals_nltk_where_nltk_is_exact(corpus):
-    """nltk counts one n-gram too many for an output of fewer than n tokens, and is 0 where no token matches."""
+    """nltk counts one n-gram too many for fewer than n tokens, and is 0 where no token matches."""
     references, outputs = zip(*corpus)
     counts = mteval.count(mteval.count_references(references), outputs)
     assume(counts.matched)
@@ -125,7 +131,8 @@ def test_bleu_equals_nltk_where_nltk_is_exact(corpus):
 
 def test_bleu_without_any_match_is_smoothed_by_halving():
     counts = counts_of([["x x x x"]], ["a b c d"])
-    assert mteval.bleu(counts) == pytest.approx((1 / (2 * 4) / (4 * 3) / (8 * 2) / (16 * 1)) ** (1 / 4))
+    halved = 1 / (2 * 4) / (4 * 3) / (8 * 2) / (16 * 1)
+    assert mteval.bleu(counts) == pytest.approx(halved ** (1 / 4))
 
 
 def test_bleu_leaves_out_n_grams_longer_than_every_output():
@@ -147,7 +154,8 @@ def test_reference_length_is_that_of_the_closest(references, length):
 
 
 def test_bleu_punishes_outputs_that_are_too_short_but_none_that_are_too_long():
-    assert mteval.bleu(counts_of([["a b c d e f g h"]], ["a b c d"])) == pytest.approx(math.exp(1 - 8 / 4))
+    short = mteval.bleu(counts_of([["a b c d e f g h"]], ["a b c d"]))
+    assert short == pytest.approx(math.exp(1 - 8 / 4))
     long = mteval.bleu(counts_of([["a b c d"]], ["a b c d a"]))
     assert long == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4))
 
@@ -156,16 +164,19 @@ def test_bleu_punishes_outputs_that_are_too_short_but_none_that_are_too_long():
 
 
 def test_nist_weighs_n_grams_by_the_references_of_all_segments():
-    # The references have 8 words: a 4 times, b and c twice each; "a b" and "a c" stand there twice each.
+    # The references have 8 words: a 4 times, b and c twice; "a b" and "a c" stand there twice.
     counts = counts_of([["a b a c"], ["a c", "a b"]], ["a b", "c a c x"])
-    words = 2 * math.log2(8 / 4) + 2 * math.log2(8 / 2)  # a and b in the first output, a and one c in the second
+    # a and b match in the first output, a and one c in the second;
+    words = 2 * math.log2(8 / 4) + 2 * math.log2(8 / 2)
     bigrams = 2 * math.log2(4 / 2)  # "a b" in the first, "a c" in the second
-    # 6 words and 1 + 3 bigrams in the outputs, more than 2 segments * 8/3 words a reference: no penalty
+    # 6 words and 1 + 3 bigrams in the outputs, more than 2 segments * 8/3 words a reference: no
+    # penalty
     assert mteval.nist(counts) == pytest.approx(words / 6 + bigrams / 4)
 
 
 def test_nist_takes_the_mean_length_over_all_references():
-    # Mean length (3 * 2 + 8) / 4 = 3.5, so 7 for two segments; averaged segment by segment it would be 2 + 8 = 10.
+    # Mean length (3 * 2 + 8) / 4 = 3.5, so 7 for two segments; averaged segment by segment it would
+    # be 2 + 8 = 10.
     counts = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c d e f g"])
     assert mteval.nist(counts) == pytest.approx((2 * math.log2(14 / 3) + 5 * math.log2(14)) / 7)
     shorter = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c"])
@@ -176,8 +187,8 @@ def test_nist_takes_the_mean_length_over_all_references():
 
 def test_nist_counts_no_reference_without_tokens():
     outputs = ["a", "a b"]
-    with_empty, without = counts_of([["a b", ""], ["c a b"]], outputs), counts_of([["a b"], ["c a b"]], outputs)
-    assert mteval.nist(with_empty) == mteval.nist(without)
+    with_empty = counts_of([["a b", ""], ["c a b"]], outputs)
+    assert mteval.nist(with_empty) == mteval.nist(counts_of([["a b"], ["c a b"]], outputs))
 
 
 def test_nist_has_perls_quirk_for_the_token_zero():
@@ -195,7 +206,8 @@ def test_scores_of_segments_are_those_of_the_port_to_python():
     brevity = math.exp(1 - 6 / 5)
     assert (bleu, smoothed) == (pytest.approx(brevity), pytest.approx(brevity))
     words = (2 * math.log2(8 / 2) + 3 * math.log2(8)) / 5
-    assert nist == pytest.approx(words + math.log2(2) / 4 + math.log2(2) / 3)  # c after b, and after 0 b
+    # c after b, and after 0 b
+    assert nist == pytest.approx(words + math.log2(2) / 4 + math.log2(2) / 3)
 
 
 @pytest.mark.parametrize("output", ["", "a", "a b", "a b c", "a b c d"])
@@ -208,7 +220,9 @@ def test_segments_too_short_for_the_official_script_have_scores(output):
 
 words = st.sampled_from(["a", "b", "The", "pub", "£20-25", ".", "é", "3,000", "0"])
 texts = st.lists(words, max_size=8).map(" ".join)
-corpora = st.lists(st.tuples(st.lists(texts, min_size=1, max_size=4), texts), min_size=1, max_size=5)
+long_texts = st.lists(words, min_size=4, max_size=9).map(" ".join)
+groups = st.lists(texts, min_size=1, max_size=4)
+corpora = st.lists(st.tuples(groups, texts), min_size=1, max_size=5)
 
 
 def assert_same(ours, theirs):
@@ -218,7 +232,8 @@ def assert_same(ours, theirs):
 
 def assert_sound(scores):
     for metric, highest in zip(metrics.METRICS, (1, math.inf, 1, 1, 10)):
-        assert scores[metric] is None or 0 <= scores[metric] <= highest + 1e-12 and scores[metric] < math.inf
+        score = scores[metric]
+        assert score is None or 0 <= score <= highest + 1e-12 and score < math.inf
 
 
 @patient
@@ -232,26 +247,29 @@ def test_the_order_of_segments_does_not_matter(corpus, rng):
 @given(corpora, st.randoms(use_true_random=False))
 def test_the_order_of_references_does_not_matter(corpus, rng):
     # Only for a first reference without any tokens it does: see the test of the reference length.
-    references, outputs = zip(*[([text or "a" for text in group], output) for group, output in corpus])
+    references = [[text or "a" for text in group] for group, _ in corpus]
+    outputs = [output for _, output in corpus]
     shuffled = [rng.sample(group, len(group)) for group in references]
     assert_same(metrics.evaluate(references, outputs), metrics.evaluate(shuffled, outputs))
 
 
 @patient
-@given(st.lists(st.lists(st.lists(words, min_size=4, max_size=9).map(" ".join), min_size=1, max_size=3), min_size=1))
+@given(st.lists(st.lists(long_texts, min_size=1, max_size=3), min_size=1))
 def test_outputs_equal_to_a_reference_have_a_bleu_and_a_rouge_of_one(references):
     scores = metrics.evaluate(references, [group[-1] for group in references])
     assert (scores["BLEU"], scores["ROUGE_L"]) == (pytest.approx(1.0), pytest.approx(1.0))
 
 
 @patient
-@given(st.lists(st.tuples(st.lists(st.text(), min_size=1, max_size=3), st.text()), min_size=1, max_size=4))
+@given(st.lists(st.lists(st.text(), min_size=2, max_size=4), min_size=1, max_size=4))
 def test_any_text_has_scores(corpus):
+    corpus = [(references, output) for *references, output in corpus]
     assert_sound(metrics.evaluate(*zip(*corpus)))
 
 
 @pytest.mark.parametrize(
-    "output", ["", "one", "word " * 10_000, "🍕👍🏽 \u200d", "\x00\x01\x1b[31m\x7f\r\n", "0", "."]
+    "output",
+    ["", "one", "word " * 10_000, "🍕👍🏽 \u200d", "\x00\x01\x1b[31m\x7f\r\n", "0", "."],
 )
 def test_odd_outputs_have_scores(output):
     for references in ([["a cheap pub ."]], [[""]], [[output, ""]]):
@@ -266,11 +284,37 @@ def test_odd_outputs_have_scores(output):
         ([], [], "nothing to score"),
         ([["a"], []], ["a", "b"], "group 2 has no references"),
         (["a"], ["a"], "references 1 are a str"),
+        ("ab", ["a", "b"], "references are a str"),
+        ({"x": ["a"]}, ["a"], "references are a dict"),
+        ([["a"]], "a", "outputs are a str"),
+        ([["a"]], {"x": "a"}, "outputs are a dict"),
+        ([["a"]], {"a"}, "outputs are a set"),
+        ([["a"]], None, "outputs are a NoneType"),
+        ([["a"]], np.array("a"), "outputs are a ndarray"),
+        ([["a"]], [None], "outputs: number 1 is a NoneType"),
+        ([["a"]], np.array([b"a"]), "outputs: number 1 is a bytes"),
+        ([["a"]], np.array([["a"]]), "outputs: number 1 is a ndarray"),
+        ([["a"], ["b", float("nan")]], ["a", "b"], "references 2: number 2 is a float"),
+        ([["a"]], ["http://\ud800x"], "outputs: number 1 has half a character"),
     ],
 )
 def test_evaluate_says_what_is_wrong_with_its_arguments(references, outputs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         metrics.evaluate(references, outputs)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [tuple, iter, np.array, lambda texts: np.array(texts, dtype=object),
+     lambda texts: (text for text in texts), lambda texts: dict(enumerate(texts)).values()],
+    ids=["tuple", "iterator", "array", "array of objects", "generator", "values"],
+)
+def test_evaluate_takes_all_that_has_an_order(make):
+    references, outputs = [["a cheap pub", "a pub"], ["a bar", "the bar"]], ["a pub", "one bar"]
+    expected = metrics.evaluate(references, outputs)
+    made = make([make(group) for group in references])
+    assert metrics.evaluate(made, make(outputs)) == expected
 
 
 # --- Files
@@ -283,7 +327,7 @@ def write(path, text):
 
 def test_plain_outputs_keep_empty_lines_and_all_line_boundaries_cut(tmp_path):
     path = write(tmp_path / "out.txt", "\ufeffa\r\n\n b\u2028c\x0bd\x85e \n\n")
-    assert metrics.read_outputs(path) == ["\ufeffa", "", "b", "c", "d", "e", ""]
+    assert metrics.read_outputs(path) == ["a", "", "b", "c", "d", "e", ""]
 
 
 @pytest.mark.parametrize(
@@ -305,9 +349,82 @@ def test_tables_are_repaired_and_quoted_cells_span_lines(tmp_path):
     assert metrics.read_outputs(write(tmp_path / "out.CSV", text)) == ['£5, £6 Café "y"', "onetwo"]
 
 
-@pytest.mark.parametrize("source", ["mr", "SRC", "Source text", "meaning", "da", "dial act", "Dialogue.Act", "date"])
+@pytest.mark.parametrize(
+    "source", ["mr", "SRC", "Source text", "meaning", "da", "dial act", "Dialogue.Act", "date"]
+)
 def test_the_source_column_is_known_by_how_its_header_begins(tmp_path, source):
     assert metrics.read_outputs(write(tmp_path / "out.tsv", f"sys1\t{source}\nb\tx")) == ["b"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    for name, text in (("out.txt", "a\nb\n"), ("out.tsv", 'mr\tout\nx\ta\ny\tb\n'),
+                       ("quoted.csv", '"mr","out"\nx,a\ny,b\n')):
+        assert metrics.read_outputs(write(tmp_path / name, "\ufeff" + text)) == ["a", "b"]
+    assert metrics.read_references(write(tmp_path / "ref.txt", "\ufeffa\n\nb\n")) == [["a"], ["b"]]
+
+
+def test_all_references_are_those_of_the_only_output(tmp_path):
+    references = write(tmp_path / "ref.txt", "a cheap pub\na pub\n")
+    one = write(tmp_path / "one.txt", "a pub\n")
+    two = write(tmp_path / "two.txt", "a pub\na pub\n")
+    assert metrics.read_references(references, one) == [["a cheap pub", "a pub"]]
+    assert metrics.read_references(references, two) == [["a cheap pub"], ["a pub"]]
+
+
+SEPARATORS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_what_cuts_a_line_is_named_with_its_line(separator, tmp_path, capsys):
+    path = write(tmp_path / "out.txt", f"a\r\nb\rc{separator}d\ne{separator}f\n")
+    assert metrics.read_outputs(path) == ["a", "b", "c", "d", "e", "f"]
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {path}, line 3: U+{ord(separator):04X} ")
+    assert "(2 in all)" in warning and warning.count("\n") == 1
+
+
+def test_lines_are_numbered_as_an_editor_does(tmp_path):
+    path = write(tmp_path / "out.tsv", "mr\tout\nx\ta\u2028y\tb\nz\n")
+    with pytest.raises(InputError, match="out.tsv, line 3: 1 cells"):
+        metrics.read_outputs(path)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ['x\t"a\ny\tb\n', 'x\t"a\ny\tb\nz\t"c\n', 'x\t"a\ny\tthe "b"\n', '"x\ta\n"y"\tb\n',
+     'x,y\t"a\nz\t""b"" c\n'],
+)
+def test_a_quote_that_is_not_closed_takes_no_rows(rows, tmp_path):
+    path = write(tmp_path / "out.tsv", "mr\tout\nw\tfine\n" + rows)
+    with pytest.raises(InputError, match=r'out.tsv, line 3: a quote \("\)'):
+        metrics.read_outputs(path)
+
+
+def test_quotes_within_a_row_are_read_as_the_official_script_does(tmp_path):
+    path = write(tmp_path / "out.tsv", 'mr\tout\nx\t"The Mill" is a "pub".\ny\t6"\n')
+    assert metrics.read_outputs(path) == ['The Mill is a "pub".', '6"']
+
+
+pieces = st.sampled_from(
+    ['"', '""', "\n", "\r\n", "\r", "\t", ",", " ", "mr", "ref", "out", "a", "é", "\ufeff", "\0",
+     *SEPARATORS]
+)
+garbage = st.binary(max_size=40) | st.lists(pieces, max_size=30).map("".join).map(str.encode)
+headed = st.tuples(st.sampled_from([b"mr,ref\n", b"mr\tref\n", b""]), garbage).map(b"".join)
+
+
+@settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(headed, headed, st.sampled_from(["txt", "csv"]), st.sampled_from(["txt", "tsv"]))
+def test_any_file_is_read_or_refused(tmp_path, references, outputs, one, other):
+    (tmp_path / f"ref.{one}").write_bytes(references)
+    (tmp_path / f"out.{other}").write_bytes(outputs)
+    try:
+        (corpus,) = metrics.read_corpora(tmp_path / f"ref.{one}", [tmp_path / f"out.{other}"])
+    except InputError as error:
+        assert str(error).count("\n") == 0
+    else:
+        assert len(corpus.references) == len(corpus.outputs) == len(corpus.sources) > 0
+        assert all(corpus.references) and all(isinstance(text, str) for text in corpus.outputs)
 
 
 REFERENCE_TABLE = "mr,ref\nx,a\nx,b\ny,c\nx,d\n"
@@ -319,7 +436,9 @@ def test_tables_are_paired_by_source(tmp_path):
     assert metrics.read_references(references, outputs) == [["c"], ["a", "b", "d"], ["c"]]
 
 
-@pytest.mark.parametrize("name, text", [("out.txt", "1\n2\n3\n"), ("out.csv", "mr,out\n,1\n,2\n,3\n")])
+@pytest.mark.parametrize(
+    "name, text", [("out.txt", "1\n2\n3\n"), ("out.csv", "mr,out\n,1\n,2\n,3\n")]
+)
 def test_outputs_without_sources_are_paired_by_the_order_of_a_table(tmp_path, name, text):
     references = write(tmp_path / "ref.csv", REFERENCE_TABLE)
     outputs = write(tmp_path / name, text)
@@ -330,12 +449,13 @@ def test_outputs_without_sources_are_paired_by_the_order_of_a_table(tmp_path, na
 
 
 def run(*arguments, cwd):
-    """What `python -m metrics` would do, but in this process: its exit status, stdout and stderr."""
+    """What `python -m metrics` would do, but in this process: exit status, stdout and stderr."""
     before, status, stdout, stderr = os.getcwd(), 0, io.StringIO(), io.StringIO()
     os.chdir(cwd)
     try:
-        with mock.patch("sys.argv", ["metrics", *arguments]), redirect_stdout(stdout), redirect_stderr(stderr):
-            run_command(main.main)
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            with mock.patch("sys.argv", ["metrics", *arguments]):
+                run_command(main.main)
     except SystemExit as end:  # a str as its code goes to stderr, and the status is 1
         status = int(isinstance(end.code, str)) or end.code or 0
         stderr.write(f"{end.code}\n" if isinstance(end.code, str) else "")
@@ -356,7 +476,7 @@ def test_json_of_one_file_is_an_object_and_nothing_else(small):
     result = run("ref.txt", "good.txt", "--json", cwd=small)
     scores = json.loads(result.stdout)
     sentences = metrics.read_outputs(small / "good.txt")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, f"note: {metrics.meteor.HOW_TO_GET}\n")
     assert scores == metrics.evaluate([[sentence] for sentence in sentences], sentences)
     assert tuple(scores) == metrics.METRICS and scores["BLEU"] == 1.0
 
@@ -364,7 +484,8 @@ def test_json_of_one_file_is_an_object_and_nothing_else(small):
 def test_json_of_several_files_is_a_list(small):
     result = run("--json", "ref.txt", "bad.txt", "good.txt", "bad.txt", cwd=small)
     scores = json.loads(result.stdout)
-    assert len(scores) == 3 and scores[0] == scores[2] and scores[0]["BLEU"] < scores[1]["BLEU"] == 1.0
+    bad, good, again = scores
+    assert bad == again and bad["BLEU"] < good["BLEU"] == 1.0
 
 
 def test_table_has_a_row_for_each_file_and_says_what_was_computed(small):
@@ -396,8 +517,10 @@ def test_segments_are_written_as_the_official_script_does(tmp_path):
     write(tmp_path / "ref.csv", REFERENCE_TABLE)
     write(tmp_path / "out.tsv", "mr\toutput\nx\tthe b\ny\tc\n")
     result = run("ref.csv", "out.tsv", "--segments", "segments.tsv", cwd=tmp_path)
-    lines = [line.split("\t") for line in (tmp_path / "segments.tsv").read_text(encoding="utf-8").split("\n")]
-    assert result.returncode == 0 and lines[0] == "src sys_out BLEU sentBLEU NIST METEOR ROUGE_L CIDEr".split()
+    content = (tmp_path / "segments.tsv").read_text(encoding="utf-8")
+    lines = [line.split("\t") for line in content.split("\n")]
+    assert result.returncode == 0
+    assert lines[0] == "src sys_out BLEU sentBLEU NIST METEOR ROUGE_L CIDEr".split()
     assert lines[1][:2] == ["x", "the b"] and lines[2][:2] == ["y", "c"] and lines[3] == [""]
     assert lines[2][6] == "1.0000" and all(len(line) == 8 for line in lines[:3])
 
@@ -406,7 +529,95 @@ def test_segments_of_several_files_or_to_nowhere_are_mistakes(small):
     several = run("ref.txt", "good.txt", "bad.txt", "--segments", "s.tsv", cwd=small)
     nowhere = run("ref.txt", "good.txt", "--segments", "ref.txt/s.tsv", cwd=small)
     for result in (several, nowhere):
-        assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+        assert result.returncode == 1 and result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_scores_are_printed_as_the_official_script_does(small):
+    def official(name):
+        scores = metrics.evaluate([["a cheap pub ."], ["the food is good ."]],
+                                  metrics.read_outputs(small / name))
+        return [f"{scores[metric]:.4f}" if scores[metric] is not None else "-"
+                for metric in metrics.METRICS]
+
+    header = "File\tBLEU\tNIST\tMETEOR\tROUGE_L\tCIDEr\n"
+    line = "\t".join(["good.txt", *official("good.txt")]) + "\n"
+    other = "\t".join(["bad.txt", *official("bad.txt")]) + "\n"
+    assert run("-t", "ref.txt", "good.txt", cwd=small).stdout == line
+    assert run("ref.txt", "good.txt", "-t", "-H", cwd=small).stdout == header + line
+    both = run("--table", "--header", "ref.txt", "good.txt", "bad.txt", cwd=small)
+    assert both.stdout == header + line + other
+    values = zip(metrics.METRICS, official("bad.txt"))
+    values = "".join(f"{name}: {value}\n" for name, value in values)
+    assert run("-H", "ref.txt", "bad.txt", cwd=small).stdout == f"SCORES:\n{'=' * 14}\n{values}\n"
+
+
+@pytest.mark.parametrize(
+    "option", ["-l", "--sent-level", "--seg-level", "--sentence-level", "--segment-level"]
+)
+def test_scores_of_segments_alone_are_written_as_the_official_script_does(option, small):
+    ours = run("ref.txt", "good.txt", "--segments", "ours.tsv", cwd=small)
+    official = run(option, "official.tsv", "ref.txt", "good.txt", cwd=small)
+    assert ours.stdout != "" == official.stdout and official.returncode == 0
+    assert (small / "official.tsv").read_bytes() == (small / "ours.tsv").read_bytes()
+
+
+def test_where_the_official_script_divides_by_zero_is_said_once(small):
+    stderr = run("ref.txt", "bad.txt", "--segments", "s.tsv", cwd=small).stderr
+    assert stderr.startswith("note: 2 outputs, first number 1, have fewer than five tokens: ")
+    assert "division by zero" in stderr and stderr.count("\n") == 1
+    assert run("ref.txt", "bad.txt", cwd=small).stderr == ""
+    write(small / "no-words.csv", 'mr,ref\nx,""\ny,<skipped>\n')
+    stderr = run("no-words.csv", "bad.txt", cwd=small).stderr
+    assert "division by zero" in stderr and "NIST is 0" in stderr and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options, what",
+    [
+        (["-p"], "-p, --python: "),
+        (["--python"], "-p, --python: "),
+        (["-s", "src.txt"], "-s, --src-file: "),
+        (["--json", "-t"], "--json and -t or -H: "),
+        (["-l", "nowhere/s.tsv"], "-l nowhere/s.tsv: "),
+        (["--segments", "nowhere/s.tsv"], "--segments nowhere/s.tsv: "),
+        (["-l", "."], "-l .: "),
+        (["-l", "ref.txt"], "-l ref.txt: "),
+        (["--segments", "./good.txt"], "--segments ./good.txt: "),
+        (["-l", "s.tsv", "bad.txt"], "-l s.tsv: takes the scores of one file"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_refused_before_a_file_is_read(options, what, small):
+    with mock.patch.object(main, "read_corpora") as read:
+        result = run(*options, "ref.txt", "good.txt", cwd=small)
+    assert result.returncode == 1 and result.stdout == "" and not read.called
+    assert result.stderr.startswith(f"error: {what}") and result.stderr.count("\n") == 1
+
+
+def test_segments_go_to_a_pipe_without_replacing_it(small):
+    os.mkfifo(small / "pipe")
+    read = os.open(small / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert run("-l", "pipe", "ref.txt", "good.txt", cwd=small).returncode == 0
+    assert os.read(read, 99).startswith(b"src\tsys_out\tBLEU") and (small / "pipe").is_fifo()
+    os.close(read)
+
+
+def test_what_was_read_is_what_is_signed(small):
+    """A pipe can be read only once."""
+    text = (small / "ref.txt").read_bytes()
+    read, to = os.pipe()
+    os.write(to, text)
+    os.close(to)
+    result = run(f"/dev/fd/{read}", "good.txt", cwd=small)
+    os.close(read)
+    assert f"SHA-256 {hashlib.sha256(text).hexdigest()[:16]}." in result.stdout
+
+
+def test_it_runs_from_any_folder(small):
+    command = [sys.executable, str(ROOT / "metrics"), "ref.txt", "good.txt", "-t"]
+    environment = {**os.environ, "METEOR_DATA": str(small)}
+    result = subprocess.run(command, cwd=small, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and "does not hold METEOR's data" in result.stderr
 
 
 def test_help_shows_an_example():
@@ -414,35 +625,41 @@ def test_help_shows_an_example():
 
 
 TABLE = "mr\toutput\nx\ta\n"
+R, O = ("r.txt", "a\n"), ("o.txt", "a\n")  # files that are right
 
 
 @pytest.mark.parametrize(
     "references, outputs, where, what",
     [
-        (("r.txt", "a\n"), ("o.txt", None), "o.txt: ", "No such file"),
-        (("r.txt", ""), ("o.txt", "a\n"), "r.txt: ", "empty"),
-        (("r.txt", "a\n"), ("o.txt", ""), "o.txt: ", "empty"),
-        (("r.txt", "a\n"), ("o.txt", b"a\nb\n\x85\xff"), "o.txt, line 3: ", "UTF-8"),
-        (("r.txt", "a\n\nb\n"), ("o.txt", "a\nb\nc\n"), "o.txt: ", "3 outputs for the 2 groups of references in r.txt"),
-        (("r.txt", "a\nb\n\n\nc\n"), ("o.txt", "a\nb\n"), "r.txt, line 4: ", "group without references"),
-        (("r.txt", "\na\n\nb\n"), ("o.txt", "a\nb\n"), "r.txt, line 1: ", "group without references"),
-        (("r.txt", "a\n\nb\n\n\n"), ("o.txt", "a\nb\n"), "r.txt, line 5: ", "group without references"),
-        (("r.txt", "a\n"), ("o.tsv", "mr\toutput\n\nx\ta\ny\t\n"), "o.tsv, line 4: ", "1 cells below a header of 2"),
-        (("r.txt", "a\n"), ("o.tsv", "mr\toutput\nx\ta\tb\n"), "o.tsv, line 2: ", "3 cells below a header of 2"),
-        (("r.txt", "a\n"), ("o.tsv", 'mr\toutput\nx\t"a\nb"\n\ny\n'), "o.tsv, line 5: ", "1 cells below a header of 2"),
-        (("r.csv", "mr,ref\nz,a\n"), ("o.tsv", TABLE), "o.tsv, line 2: ", "no reference in r.csv has the source 'x'"),
-        (("r.txt", "a\n"), ("o.tsv", "x\ta\ny\tb\n"), "o.tsv, line 1: ", "0 columns of sources and 0 of texts"),
-        (("r.csv", "mr,ref,target\nx,a,b\n"), ("o.tsv", TABLE), "r.csv, line 1: ", "1 columns of sources and 2"),
-        (("r.txt", "a\n"), ("o.tsv", "mr\toutput\n"), "o.tsv: ", "no rows"),
-        (("r.txt", "a\n"), ("o.tsv", "\n\n"), "o.tsv: ", "no rows"),
-        (("r.txt", "a\n"), ("o.tsv", 'mr\toutput\nx\ta\ny\t"b\nz\tc\n'), "o.tsv, line 3: ", "quote"),
-        (("r.txt", "a\n"), ("o.tsv", f'mr\toutput\nx\t"{"a" * 200_000}"\n'), "o.tsv, line 2: ", "quote"),
+        (R, ("o.txt", None), "o.txt: ", "No such file"),
+        (R, (".", None), ".: ", "Is a directory"),
+        (("r.txt", "a\n\nb\n"), ("o.txt", "a\nb\nc\n"), "o.txt: ", "3 outputs for the 2 groups"),
+        (("r.txt", ""), O, "r.txt: ", "empty"),
+        (R, ("o.txt", ""), "o.txt: ", "empty"),
+        (R, ("o.txt", b"a\nb\n\x85\xff"), "o.txt, line 3: ", "UTF-8"),
+        (("r.txt", "a\n\nb\n"), ("o.txt", "a\nb\nc\n"), "o.txt: ", "3 outputs for the 2 groups"),
+        (("r.txt", "a\nb\n\n\nc\n"), O, "r.txt, line 4: ", "group without references"),
+        (("r.txt", "\na\n\nb\n"), O, "r.txt, line 1: ", "group without references"),
+        (("r.txt", "a\n\nb\n\n\n"), O, "r.txt, line 5: ", "group without references"),
+        (R, ("o.tsv", f"{TABLE}\ny\t\n"), "o.tsv, line 4: ", "1 cells below a header of 2"),
+        (R, ("o.tsv", f"{TABLE}x\ta\tb\n"), "o.tsv, line 3: ", "3 cells below a header of 2"),
+        (R, ("o.tsv", f'{TABLE}x\t"a\nb"\n\ny\n'), "o.tsv, line 6: ", "1 cells below a header"),
+        (("r.csv", "mr,ref\nz,a\n"), ("o.tsv", TABLE), "o.tsv, line 2: ", "no reference in r.csv"),
+        (R, ("o.tsv", "x\ta\ny\tb\n"), "o.tsv, line 1: ", "0 columns of sources and 0 of texts"),
+        (("r.csv", "mr,ref,target\nx,a,b\n"), O, "r.csv, line 1: ", "1 columns of sources and 2"),
+        (R, ("o.tsv", "mr\toutput\n"), "o.tsv: ", "no rows"),
+        (R, ("o.tsv", "\n\n"), "o.tsv: ", "no rows"),
+        (R, ("o.tsv", f'{TABLE}y\t"b\nz\tc\n'), "o.tsv, line 3: ", "quote"),
+        (R, ("o.tsv", f'mr\toutput\nx\t"{"a" * 200_000}"\n'), "o.tsv, line 2: ", "quote"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line_that_says_where(tmp_path, references, outputs, where, what):
+def test_a_mistake_in_a_file_is_one_line_that_says_where(
+    tmp_path, references, outputs, where, what
+):
     for name, content in (references, outputs):
         if content is not None:
-            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+            content = content if isinstance(content, bytes) else content.encode("utf-8")
+            (tmp_path / name).write_bytes(content)
     result = run(references[0], outputs[0], "--json", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(f"error: {where}") and what in result.stderr

@@ -15,7 +15,8 @@ from metrics import cider, rouge
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 texts = st.lists(st.sampled_from("abcde"), max_size=9).map(" ".join)
-corpora = st.lists(st.tuples(st.lists(texts, min_size=1, max_size=4), texts), min_size=1, max_size=5)
+groups = st.lists(texts, min_size=1, max_size=4)
+corpora = st.lists(st.tuples(groups, texts), min_size=1, max_size=5)
 
 
 def cider_of(references, outputs):
@@ -30,7 +31,9 @@ def common_by_definition(a, b):
     def longest(i, j):
         if i == len(a) or j == len(b):
             return 0
-        return 1 + longest(i + 1, j + 1) if a[i] == b[j] else max(longest(i + 1, j), longest(i, j + 1))
+        if a[i] == b[j]:
+            return 1 + longest(i + 1, j + 1)
+        return max(longest(i + 1, j), longest(i, j + 1))
 
     return longest(0, 0)
 
@@ -86,9 +89,10 @@ def cider_by_definition(references, outputs):
             for n in range(1, 5):
                 seen = [{g for text in texts for g in ngrams(text, n)} for texts in references]
                 space = sorted({*ngrams(output, n), *ngrams(reference, n)})
-                rarity = [math.log(len(seen) / max(1, sum(ngram in segment for segment in seen))) for ngram in space]
-                o = [ngrams(output, n)[ngram] * weight for ngram, weight in zip(space, rarity)]
-                r = [ngrams(reference, n)[ngram] * weight for ngram, weight in zip(space, rarity)]
+                times = [max(1, sum(g in segment for segment in seen)) for g in space]
+                rarity = [math.log(len(seen) / segments) for segments in times]
+                o = [ngrams(output, n)[g] * weight for g, weight in zip(space, rarity)]
+                r = [ngrams(reference, n)[g] * weight for g, weight in zip(space, rarity)]
                 norms = math.hypot(*o) * math.hypot(*r)
                 delta = max(0, len(output.split()) - 1) - max(0, len(reference.split()) - 1)
                 product = sum(min(a, b) * b for a, b in zip(o, r)) / norms if norms else 0.0
@@ -114,9 +118,10 @@ def test_cider_of_outputs_equal_to_their_only_references_is_ten():
 
 def test_cider_clips_what_is_repeated_and_punishes_another_length():
     _, (once, twice, _) = cider_of([["a x"], ["a x"], ["y"]], ["a", "a a", "y"])
-    # n = 1 only, as no bigram is in common: cosine 1 / sqrt(2); lengths of 0 and 1 bigrams against 1
+    # n = 1 only, as no bigram is in common: cosine 1 / sqrt(2); 0 and 1 bigrams against 1
     assert once == pytest.approx(10 / 4 / math.sqrt(2) * math.exp(-1 / 72))
-    assert twice == pytest.approx(10 / 4 / math.sqrt(2) / 2)  # |a a| is 2 |a|, but the product stays the same
+    # |a a| is 2 |a|, but the product stays the same.
+    assert twice == pytest.approx(10 / 4 / math.sqrt(2) / 2)
 
 
 def test_cider_of_a_single_segment_is_zero():
@@ -125,7 +130,8 @@ def test_cider_of_a_single_segment_is_zero():
 
 def test_cider_cuts_at_all_white_space():
     one, other = ["1\xa01/2 a b", "c"], ["1 1/2 a b", "c"]
-    assert cider_of([[text] for text in one], other)[0] == pytest.approx(cider_of([[text] for text in other], other)[0])
+    score, expected = (cider_of([[text] for text in texts], other)[0] for texts in (one, other))
+    assert score == pytest.approx(expected)
 
 
 # --- Both
@@ -136,7 +142,8 @@ def test_cider_cuts_at_all_white_space():
 @given(corpora, st.randoms(use_true_random=False))
 def test_no_order_matters(score, corpus, rng):
     value, _ = score(*zip(*corpus))
-    shuffled = [(rng.sample(group, len(group)), output) for group, output in rng.sample(corpus, len(corpus))]
+    shuffled = rng.sample(corpus, len(corpus))
+    shuffled = [(rng.sample(group, len(group)), output) for group, output in shuffled]
     assert score(*zip(*shuffled))[0] == pytest.approx(value, rel=1e-12, abs=1e-12)
 
 
