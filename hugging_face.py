@@ -108,7 +108,7 @@ def read_tensors(path):
             is_zip = file.read(4) == b"PK\3\4"  # before PyTorch 1.6 it was none
         # PyTorch maps a member as it lies in the file, and would take compressed bytes for numbers.
         if is_zip and any(member.compress_type for member in zipfile.ZipFile(path).infolist()):
-            raise ValueError("it was compressed; torch.save does not")
+            raise ValueError("it is compressed, as torch.save never does")
         # weights_only: tensors are read, no pickled code is run.
         tensors = dict(torch.load(path, "cpu", weights_only=True, mmap=is_zip))
         for name, tensor in tensors.items():
@@ -208,7 +208,7 @@ def read_vocabulary(folder, end):
             for name in ("single_word", "lstrip", "rstrip"):
                 if entry.get(name):
                     raise ValueError(f"{name} of its token {token!r} is not supported")
-            if not token or ids.setdefault(token, entry["id"]) != entry["id"]:
+            if not token.encode() or ids.setdefault(token, entry["id"]) != entry["id"]:
                 raise ValueError(f"its token {token!r} is empty or has two ids")
         if end not in ids:
             raise ValueError(f"{end} is missing")

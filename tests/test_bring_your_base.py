@@ -64,7 +64,9 @@ def with_added_tokens(base, folder, form):
     else:  # what the slow tokenizers of transformers 4 write
         added = {text: i for text, i in tokenizer.get_added_vocab().items() if text != END}
         (folder / "added_tokens.json").write_text(json.dumps(added))
-        if form == "added_tokens.json and its flags":
+        if form == "tokenizer_config.json":
+            (folder / "added_tokens.json").unlink()
+        if form in ("tokenizer_config.json", "added_tokens.json and its flags"):
             flags = {str(i): {"content": text, "lstrip": False, "rstrip": False, "single_word": False,
                               "normalized": text not in (END, ADDED[-1]), "special": text in (END, ADDED[-1])}
                      for text, i in (added | {END: 0}).items()}
@@ -75,7 +77,7 @@ def with_added_tokens(base, folder, form):
 
 
 @pytest.fixture(scope="module", params=["tokenizer.json alone", "tokenizer.json and others", "added_tokens.json",
-                                        "added_tokens.json and its flags"])
+                                        "added_tokens.json and its flags", "tokenizer_config.json"])
 def tokenizers(request, base, tmp_path_factory):
     """(ours, Hugging Face's) of a folder with added tokens."""
     folder = with_added_tokens(base, tmp_path_factory.mktemp("added") / "model", request.param)
@@ -136,6 +138,19 @@ def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(base, tmp_path, 
         values[part] = (values[part] or {}) | change
     path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(InputError, match=rf"tokenizer\.json.*({named})"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"add_prefix_space": True}, "add_prefix_space is not supported"),
+    ({"added_tokens_decoder": {"300": {"content": "<name>", "rstrip": True}}}, "rstrip of its token '<name>'"),
+    ({"added_tokens_decoder": {"301": {"content": "<name>"}}}, "'<name>' is empty or has two ids"),
+])
+def test_what_tokenizer_config_changes_is_refused_by_name(base, tmp_path, change, named):
+    folder = with_added_tokens(base, tmp_path / "model", "added_tokens.json and its flags")
+    load_tokenizer(folder)
+    change_json(folder / "tokenizer_config.json", **change)
+    with pytest.raises(InputError, match=named):
         load_tokenizer(folder)
 
 
