@@ -60,7 +60,6 @@ class Search:
         return [] if is_over or is_last else grown_from
 
 
-@torch.no_grad()
 def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, length_penalty=1.0,
                 banned=(), past_lengths=None, batch_size=64, progress=False):
     """The best continuations of each prompt, as Hugging Face's `generate(early_stopping=False)`.
@@ -123,6 +122,7 @@ def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length
                              f"and {max_new_tokens} new ones there is room for {room}")
 
 
+@torch.no_grad()
 def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_new_tokens,
                  length_penalty, banned, bar):
     """Runs `searches` to their ends, one for each of `prompts`.

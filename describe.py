@@ -72,6 +72,9 @@ def load_run(source, device="auto", base=None):
         named = str(read_adapter(folder)["base_model_name_or_path"])
         hub_name = named.removeprefix("openai-community/")  # where Hugging Face has OpenAI's
         settings |= {"mode": "prefix", "model": hub_name if hub_name in NAMES else named}
+    elif not any((folder / name).exists() for name in ("config.json", "hparams.json")):
+        raise InputError(f"{folder} holds neither a run nor a model: run.json, "
+                         "adapter_config.json, config.json and hparams.json are all missing")
     if settings["mode"] != "prefix":
         if base is not None:
             raise InputError(f"{source} is a whole model, to which no other base can be given")

@@ -374,7 +374,7 @@ def test_the_command_shows_the_tree_of_the_search_with_and_without_a_prefix(tmp_
         shown.append(done.stdout)
         prompt = encode_table(tokenizer, TABLE)
         ((best, *_),) = beam_search(model, [prompt], past, num_beams=3, max_new_tokens=12,
-                                    banned=beam.banned_tokens(tokenizer))
+                                    banned=beam.banned_tokens(model, tokenizer))
         (line,) = [line for line in shown[-1].splitlines() if line.endswith("<- the best")]
         assert f"ends, score {best.score:.3f}   <- the best" in line
         text = re.sub(r" *ends, score.*", "", line[8:]).strip()

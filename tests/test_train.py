@@ -17,8 +17,8 @@ from transformers import GPT2LMHeadModel
 import train
 from beam import beam_search
 from common import InputError
-from e2e_data import make_batch
-from gpt2 import load_config, load_model, load_tokenizer
+from e2e_data import check_length, make_batch
+from gpt2 import GPT2Config, load_config, load_model, load_tokenizer
 from prefix import Prefix
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def settings(mode="network", **changes):
     """The settings of a training of two epochs of four steps."""
     first = train.Settings(
         mode="finetune" if mode == "finetune" else "prefix", model="tiny", data="sample", epochs=2,
-        lr=1e-2, batch_size=2, prefix_length=3, prefix_form="network", prefix_hidden=12,
+        lr=1e-2, batch_size=2, warmup_steps=0, max_examples=None, keep="last", prefix_length=3, prefix_form="network", prefix_hidden=12,
         prefix_words=None, clip=1.0, max_steps=None, seed=0, dtype="float32", num_beams=2,
         length_penalty=1.0, max_new_tokens=12)
     form = "network" if mode == "finetune" else mode
@@ -371,16 +371,12 @@ def test_the_longest_example_allowed_uses_the_last_position_and_one_more_is_refu
     prefix = random_prefix(model.config, 0, length=3, form="direct") if P else None
     prompt, room = [1] * 20, n_ctx - P + 1 - 20  # the last token is never read
 
-    def check(answer_length, max_new_tokens):
-        encoded = {"train": [([1], [1]), (prompt, [1] * answer_length)], "test": [([1], [1])]}
-        of = settings(mode, max_new_tokens=max_new_tokens)
-        train.check_lengths(of, model, encoded)
+    def check(n_new):
+        check_length("test.csv, line 3", P, prompt, n_new, n_ctx, "tiny")
 
-    check(room, 1)
-    check(1, room)
-    for lengths in ((room + 1, 1), (1, room + 1)):
-        with pytest.raises(InputError, match=f"more than the {n_ctx}"):
-            check(*lengths)
+    check(room)
+    with pytest.raises(InputError, match=f"line 3: .* more than the {n_ctx}"):
+        check(room + 1)
     with torch.no_grad():  # the model itself says the same
         assert train.batch_loss(model, prefix, make_batch([(prompt, [1] * room)])).isfinite()
         with pytest.raises(InputError, match="n_ctx"):
@@ -432,7 +428,7 @@ def test_a_run_writes_everything_that_the_readme_promises(prefix_run, small_data
     names = {path.name for path in folder.iterdir()}
     assert names == {"run.json", "log.jsonl", "training.pt", "adapter_config.json",
                      "adapter_model.safetensors", "outputs.txt", "references.txt", "scores.json",
-                     "loss.png"}
+                     "loss.png", ".lock"}
     kept, scores = (json.loads((folder / name).read_text()) for name in ("run.json", "scores.json"))
     assert kept["max_steps"] == 12 and kept["lr"] == 3e-3 and kept["mode"] == "prefix"
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -461,7 +457,8 @@ def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_p
     assert again.error.startswith("error: ") and "already holds a run" in again.error
     other = run_here(train.main, *arguments, "--resume", "--lr", 0.5)
     assert "started with lr 0.003, not 0.5" in other.error
-    (folder / "outputs.txt").unlink()
+    for name in ("outputs.txt", "scores.json"):  # stopped while it described the test tables
+        (folder / name).unlink()
     done = run_here(train.main, *arguments, "--resume")
     assert done.error is None and "Step 12 of 12" in done.stdout
     for name in ("outputs.txt", "adapter_model.safetensors", "log.jsonl"):
@@ -550,13 +547,12 @@ def test_the_learning_rate_that_is_taken_where_none_is_given(parse, copy_of_tiny
 
 
 @pytest.mark.parametrize("n_layer, lr", [(5, 3e-3), (6, 8e-5)])
-def test_a_base_is_small_below_50_million_parameters(parse, tmp_path, n_layer, lr):
+def test_a_base_is_small_below_50_million_parameters(parse, tmp_path, monkeypatch, n_layer, lr):
     # A layer has 12 n^2 + 13 n, of which 5 and the embeddings are 46.7, 6 are 53.8 million.
     n_embd = 768
     n_vocab = 13_900
-    (tmp_path / "config.json").write_text(json.dumps({
-        "vocab_size": n_vocab, "n_positions": 1024, "n_embd": n_embd, "n_head": 12,
-        "n_layer": n_layer, "eos_token_id": 0}))
+    config = GPT2Config(n_vocab, 1024, n_embd, 12, n_layer)
+    monkeypatch.setattr(train, "load_config", lambda folder: config)
     total = (n_vocab + 1024) * n_embd + n_layer * (12 * n_embd**2 + 13 * n_embd) + 2 * n_embd
     assert (total < 50_000_000) == (n_layer == 5) and abs(total - 50_000_000) < 4_000_000
     assert parse("--mode", "prefix", "--model", tmp_path).lr == lr
@@ -611,7 +607,7 @@ MISTAKES = [
     (["--device", "warp"], "the device 'warp' cannot be used here"),
     (["--prefix-length", "500"], "more than the 512 that tiny has"),
     (["--resume"], "holds no run to go on with"),
-    (["--prefix-length", "3", "0"], "--prefix-length must be above 0, but is 3 0"),
+    (["--prefix-length", "3", "0"], "--prefix-length must be above 0 and finite, but is 3 0"),
     (["--prefix-length", "3", "3"], "--prefix-length 3 3: give each number once"),
     (["--seed", "0", "0"], "--seed 0 0: give each number once"),
     (["--seed", "1", "2", "1"], "--seed 1 2 1: give each number once"),
@@ -644,7 +640,7 @@ def test_data_of_which_train_and_test_differ_in_form_are_refused(tmp_path):
     (tmp_path / "trainset.csv").write_text("mr,ref\nname[a],b\n")
     done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", tmp_path, "--out",
                    tmp_path / "run")
-    assert "has src1_test.txt, but no src1_train.txt" in done.error
+    assert "has no train data: src1_train.txt is missing" in done.error
     assert not (tmp_path / "run").exists()
 
 
@@ -655,4 +651,4 @@ def test_model_whose_tokenizer_ends_texts_with_another_token_is_refused(tmp_path
     assert load_model(folder).config.eos_token == 7
     done = run_here(train.main, "--mode", "prefix", *QUICK, "--model", folder, "--data", small_data,
                    "--out", tmp_path / "run")
-    assert "<|endoftext|> is 4095 for the tokenizer, but 7 for the model" in done.error
+    assert "<|endoftext|> is token 4095 of the vocabulary, but the model ends with 7" in done.error
