@@ -147,8 +147,8 @@ def load_prefix(folder):
         path = folder / "adapter_model.bin"
     tensors, made_from = read_tensors(path)
     if tensors.keys() != {"prompt_embeddings"}:
-        raise InputError(f"{path} holds {', '.join(sorted(tensors)[:3]) or 'nothing'}, but a prefix "
-                         "is prompt_embeddings alone")
+        raise InputError(f"{path} holds {', '.join(sorted(tensors)[:3]) or 'nothing'}, but a "
+                         "prefix is prompt_embeddings alone")
     # Whatever made it, PEFT saves what came out of it: the keys and values themselves.
     key_values, shape = tensors["prompt_embeddings"], (length, n_layer * 2 * n_embd)
     if key_values.shape != shape or not length:

@@ -1,6 +1,6 @@
-"""Damages files of weights, tokenizers and prefixes at random; each opens whole or is refused in one sentence.
+"""Damages files of weights, tokenizers and prefixes: each opens whole or is refused in a sentence.
 
-    python tests/fuzz_weights.py --executions 5000 --seed 1
+python tests/fuzz_weights.py --executions 5000 --seed 1
 """
 
 import argparse
@@ -30,10 +30,47 @@ from hugging_face import bytes_of_characters  # noqa: E402
 from prefix import Prefix, load_prefix, save_prefix  # noqa: E402
 from tf_checkpoint import MAGIC  # noqa: E402
 
-NUMBERS = [0, 1, -1, 2, 3, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63, 2**64 - 1, 2**64, 10**30,
-           0.5, float("nan"), float("inf")]
-WORDS = ["", "a", "a b", "<|endoftext|>", "\x1b[31m", "\ud800", "../x", "..", "transformer.wte.weight",
-         "lm_head.weight", "h.1.ln_1.bias", "h.999999999.ln_1.bias", "F16", "I64", "BOOL", "BPE", "ByteLevel"]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    127,
+    128,
+    255,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**53,
+    2**63,
+    2**64 - 1,
+    2**64,
+    10**30,
+    0.5,
+    float("nan"),
+    float("inf"),
+]
+WORDS = [
+    "",
+    "a",
+    "a b",
+    "<|endoftext|>",
+    "\x1b[31m",
+    "\ud800",
+    "../x",
+    "..",
+    "transformer.wte.weight",
+    "lm_head.weight",
+    "h.1.ln_1.bias",
+    "h.999999999.ln_1.bias",
+    "F16",
+    "I64",
+    "BOOL",
+    "BPE",
+    "ByteLevel",
+]
 
 
 def vocabulary():
@@ -43,18 +80,28 @@ def vocabulary():
     tokens = ["<|endoftext|>", *characters, *("".join(pair) for pair in merges)]
     ids = {token: i for i, token in enumerate(tokens)}
     tokenizer = {
-        "added_tokens": [{"id": 0, "content": "<|endoftext|>", "special": True, "normalized": False},
-                         {"id": 262, "content": "<name>", "single_word": False, "lstrip": False, "rstrip": False}],
-        "normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-        "post_processor": None, "decoder": {"type": "ByteLevel"},
+        "added_tokens": [
+            {"id": 0, "content": "<|endoftext|>", "special": True, "normalized": False},
+            {
+                "id": 262,
+                "content": "<name>",
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+            },
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel"},
         "model": {"type": "BPE", "dropout": None, "vocab": ids, "merges": merges},
     }
     return ids, "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), tokenizer
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Whole folders, one in each form
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def varint(number):
@@ -74,9 +121,11 @@ def masked_crc(content):
 
 
 def block(pairs):
-    """A LevelDB block, with the checksum behind it; each pair is (shared, rest of the key, value)."""
-    content = b"".join(varint(shared) + varint(len(rest)) + varint(len(value)) + rest + value
-                       for shared, rest, value in pairs) + struct.pack("<II", 0, 1)
+    """A LevelDB block with its checksum behind it; a pair is (shared, rest of the key, value)."""
+    content = b"".join(
+        varint(shared) + varint(len(rest)) + varint(len(value)) + rest + value
+        for shared, rest, value in pairs
+    ) + struct.pack("<II", 0, 1)
     return content + b"\0" + masked_crc(content + b"\0")
 
 
@@ -91,16 +140,27 @@ def tf_index(pairs, handles=None):
 
 
 def tf_pairs(model):
-    """(pairs of the index, the data file) of a model, as OpenAI's checkpoints name its variables."""
+    """(pairs of the index, the data file) of a model, named as in OpenAI's checkpoints."""
     pairs, data = [(0, b"", field(1, 1))], b""
     for name, parameter in sorted(model.named_parameters()):
         name = re.sub(r"^h\.(\d+)", r"h\1", name).replace(".bias", ".b")
-        name = name.replace(".weight", "" if name.startswith(("wte", "wpe")) else ".g" if "ln_" in name else ".w")
+        name = name.replace(
+            ".weight", "" if name.startswith(("wte", "wpe")) else ".g" if "ln_" in name else ".w"
+        )
         content = parameter.detach().numpy().tobytes()
         shape = b"".join(field(2, field(1, size)) for size in parameter.shape)
-        pairs.append((0, f"model/{name.replace('.', '/')}".encode(),
-                      field(1, 1) + field(2, shape) + field(4, len(data)) + field(5, len(content))
-                      + bytes([6 << 3 | 5]) + masked_crc(content)))
+        pairs.append(
+            (
+                0,
+                f"model/{name.replace('.', '/')}".encode(),
+                field(1, 1)
+                + field(2, shape)
+                + field(4, len(data))
+                + field(5, len(content))
+                + bytes([6 << 3 | 5])
+                + masked_crc(content),
+            )
+        )
         data += content
     return pairs, data
 
@@ -121,19 +181,29 @@ def make_folders(root):
     tensors = safetensors.torch.load_file(plain / "model.safetensors")
     for form in ("bin", "legacy"):
         (folders[form] / "model.safetensors").unlink()
-        torch.save(tensors, folders[form] / "pytorch_model.bin", _use_new_zipfile_serialization=form == "bin")
+        torch.save(
+            tensors,
+            folders[form] / "pytorch_model.bin",
+            _use_new_zipfile_serialization=form == "bin",
+        )
     (folders["bin"] / "added_tokens.json").write_text('{"<name>": 262}')
     names, weight_map = sorted(tensors), {}
     for number in range(2):
         shard, own = f"model-{number + 1:05}-of-00002.safetensors", names[number::2]
-        safetensors.torch.save_file({name: tensors[name] for name in own}, folders["sharded"] / shard)
+        safetensors.torch.save_file(
+            {name: tensors[name] for name in own}, folders["sharded"] / shard
+        )
         weight_map |= dict.fromkeys(own, shard)
     (folders["sharded"] / "model.safetensors").unlink()
-    (folders["sharded"] / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folders["sharded"] / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map})
+    )
     for name in ("vocab.json", "merges.txt"):
         (folders["tokenizer"] / name).unlink()
     (folders["tokenizer"] / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    config = {"added_tokens_decoder": {"0": {"content": "<|endoftext|>"}, "262": {"content": "<name>"}}}
+    config = {
+        "added_tokens_decoder": {"0": {"content": "<|endoftext|>"}, "262": {"content": "<name>"}}
+    }
     (folders["tokenizer"] / "tokenizer_config.json").write_text(json.dumps(config))
     for name in ("model.safetensors", "config.json"):
         (folders["tf"] / name).unlink()
@@ -152,9 +222,9 @@ def make_folders(root):
     return folders
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Damage
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def flip(draw, content):
@@ -172,7 +242,9 @@ def flip(draw, content):
         elif kind == 3:
             content[at:at] = content[at : at + 50]
         elif at < len(content):
-            content[at] = draw.choice([0, 255, content[at] ^ 1 << draw.randrange(8), draw.randrange(256)])
+            content[at] = draw.choice(
+                [0, 255, content[at] ^ 1 << draw.randrange(8), draw.randrange(256)]
+            )
     return bytes(content)
 
 
@@ -192,7 +264,9 @@ def change_json(draw, value):
                 elif kind == 2 and isinstance(at, list):
                     at.append(at[key])
                 else:
-                    at[key] = draw.choice([*NUMBERS, *WORDS, None, True, [], {}, [1], {"a": 1}, [[[]]], at])
+                    at[key] = draw.choice(
+                        [*NUMBERS, *WORDS, None, True, [], {}, [1], {"a": 1}, [[[]]], at]
+                    )
                 break
             at = at[key]
     return value
@@ -211,7 +285,9 @@ def change_safetensors(draw, content):
     size = int.from_bytes(content[:8], "little")
     header, data = change_json(draw, json.loads(content[8 : 8 + size])), content[8 + size :]
     header = dump(header)
-    claimed = len(header) if draw.random() < 0.9 else draw.choice([n for n in NUMBERS[:15] if n >= 0])
+    claimed = (
+        len(header) if draw.random() < 0.9 else draw.choice([n for n in NUMBERS[:15] if n >= 0])
+    )
     return claimed.to_bytes(8, "little") + header + data
 
 
@@ -249,10 +325,14 @@ def change_tf(draw, index, pairs):
         elif kind == 4:
             del pairs[at]
         elif kind == 5:
-            shape = b"".join(field(2, field(1, draw.choice([0, 1, 4, 8, 264, 2**31, 2**63]))) for _ in range(3))
+            shape = b"".join(
+                field(2, field(1, draw.choice([0, 1, 4, 8, 264, 2**31, 2**63]))) for _ in range(3)
+            )
             pairs[at] = shared, key, field(1, draw.choice([1, 2, 9])) + field(2, shape) + value[2:]
         else:
-            value = value + field(draw.choice([1, 2, 4, 5, 6]), draw.choice([0, 1, 2**64, b"\xff" * 30]))
+            value = value + field(
+                draw.choice([1, 2, 4, 5, 6]), draw.choice([0, 1, 2**64, b"\xff" * 30])
+            )
             pairs[at] = shared, key, value
         if not pairs:
             break
@@ -274,7 +354,9 @@ def damage(draw, path, folders):
         return change_tf(draw, content, folders["pairs"])
     if path.name == "merges.txt":
         lines = content.decode().splitlines()
-        lines[draw.randrange(len(lines))] = draw.choice([*lines, "a", "a b c", " ", "Ġ Ġ", "é \x85", "\ud800 x"])
+        lines[draw.randrange(len(lines))] = draw.choice(
+            [*lines, "a", "a b c", " ", "Ġ Ġ", "é \x85", "\ud800 x"]
+        )
         return "\n".join(lines).encode("utf-8", "surrogatepass")
     return flip(draw, content)
 
@@ -282,7 +364,9 @@ def damage(draw, path, folders):
 def open_all(folder):
     """Opens what a folder holds, and uses it a little."""
     if (folder / "adapter_config.json").exists():
-        assert all(torch.isfinite(tensor).all() for pair in load_prefix(folder)() for tensor in pair)
+        assert all(
+            torch.isfinite(tensor).all() for pair in load_prefix(folder)() for tensor in pair
+        )
         return
     load_model(folder)
     model, tokenizer = load_both(folder)
@@ -304,7 +388,7 @@ def fuzz(seed, executions, slow=60):
         folders = make_folders(Path(root) / "whole")
         pairs, _ = tf_pairs(load_model(folders["tf"]))
         for number in range(executions):
-            draw = random.Random(f"{seed} {number}")
+            draw, where = random.Random(f"{seed} {number}"), f"seed {seed}, execution {number}"
             form = draw.choice(list(folders))
             folder = Path(shutil.copytree(folders[form], Path(root) / "damaged"))
             path = draw.choice(sorted(folder.iterdir()))
@@ -315,13 +399,13 @@ def fuzz(seed, executions, slow=60):
                 opened += 1
             except InputError as error:
                 refused += 1
-                assert "\n" not in str(error) and str(folder) in str(error), f"seed {seed}, {number}: {error}"
+                assert "\n" not in str(error) and str(folder) in str(error), f"{where}: {error}"
             except BaseException as error:
                 kept = Path(tempfile.mkdtemp()) / form
                 shutil.copytree(folder, kept)
-                raise AssertionError(f"seed {seed}, execution {number}, {path.name} in {kept}: {error!r}") from error
+                raise AssertionError(f"{where}, {path.name} in {kept}: {error!r}") from error
             seconds = time.monotonic() - started
-            assert seconds < slow, f"seed {seed}, execution {number}, {form}, {path.name}: {seconds:.1f} seconds"
+            assert seconds < slow, f"{where}, {form}, {path.name}: {seconds:.1f} seconds"
             shutil.rmtree(folder)
     return opened, refused
 

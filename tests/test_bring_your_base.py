@@ -18,7 +18,15 @@ import gpt2
 from beam import banned_tokens, beam_search
 from common import InputError
 from describe import describe_tables, load_run
-from gpt2 import GPT2Config, generate, load_both, load_model, load_tokenizer, save_model, tokens_without_text
+from gpt2 import (
+    GPT2Config,
+    generate,
+    load_both,
+    load_model,
+    load_tokenizer,
+    save_model,
+    tokens_without_text,
+)
 from prefix import Prefix, load_prefix, save_prefix
 
 END = "<|endoftext|>"
@@ -28,7 +36,7 @@ VOCABULARY_FILES = ("vocab.json", "merges.txt")
 
 @pytest.fixture(scope="module")
 def base(small_vocabulary, tmp_path_factory):
-    """A folder of a small random GPT-2, as `save_model` writes it; its vocabulary is padded by 20 ids."""
+    """A folder of a small random GPT-2, as `save_model` writes it; 20 of its ids have no text."""
     folder = tmp_path_factory.mktemp("base")
     model = random_model(GPT2Config(320, 32, 12, 3, 2, eos_token=0), seed=0, dtype=torch.float32)
     save_model(model, folder, small_vocabulary)
@@ -42,12 +50,14 @@ def folder(base, tmp_path):
 
 
 def change_json(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tokenizers
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def with_added_tokens(base, folder, form):
@@ -67,26 +77,57 @@ def with_added_tokens(base, folder, form):
         if form == "tokenizer_config.json":
             (folder / "added_tokens.json").unlink()
         if form in ("tokenizer_config.json", "added_tokens.json and its flags"):
-            flags = {str(i): {"content": text, "lstrip": False, "rstrip": False, "single_word": False,
-                              "normalized": text not in (END, ADDED[-1]), "special": text in (END, ADDED[-1])}
-                     for text, i in (added | {END: 0}).items()}
-            (folder / "tokenizer_config.json").write_text(json.dumps({
-                "added_tokens_decoder": flags, "add_prefix_space": False, "eos_token": END, "pad_token": ADDED[-1],
-                "tokenizer_class": "GPT2Tokenizer"}))
+            flags = {
+                str(i): {
+                    "content": text,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "normalized": text not in (END, ADDED[-1]),
+                    "special": text in (END, ADDED[-1]),
+                }
+                for text, i in (added | {END: 0}).items()
+            }
+            (folder / "tokenizer_config.json").write_text(
+                json.dumps(
+                    {
+                        "added_tokens_decoder": flags,
+                        "add_prefix_space": False,
+                        "eos_token": END,
+                        "pad_token": ADDED[-1],
+                        "tokenizer_class": "GPT2Tokenizer",
+                    }
+                )
+            )
     return folder
 
 
-@pytest.fixture(scope="module", params=["tokenizer.json alone", "tokenizer.json and others", "added_tokens.json",
-                                        "added_tokens.json and its flags", "tokenizer_config.json"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "tokenizer.json alone",
+        "tokenizer.json and others",
+        "added_tokens.json",
+        "added_tokens.json and its flags",
+        "tokenizer_config.json",
+    ],
+)
 def tokenizers(request, base, tmp_path_factory):
     """(ours, Hugging Face's) of a folder with added tokens."""
     folder = with_added_tokens(base, tmp_path_factory.mktemp("added") / "model", request.param)
     return load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(parts=st.lists(st.sampled_from([*ADDED, END, " ", "\n", " the pub", "é", "pub", "<", "|>", "name>"]) | st.text(
-    max_size=5), max_size=8))
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    parts=st.lists(
+        st.sampled_from([*ADDED, END, " ", "\n", " the pub", "é", "pub", "<", "|>", "name>"])
+        | st.text(max_size=5),
+        max_size=8,
+    )
+)
 def test_added_tokens_are_used_as_hugging_face_uses_them(tokenizers, parts):
     ours, theirs = tokenizers
     text = "".join(parts)
@@ -113,22 +154,31 @@ def test_merges_are_pairs_or_texts(base, tmp_path):
     assert load_tokenizer(folder)._mergeable_ranks == before._mergeable_ranks
 
 
-@pytest.mark.parametrize("part, change, named", [
-    ("model", {"type": "WordPiece"}, "type of its model is 'WordPiece', not 'BPE'"),
-    ("model", {"dropout": 0.1}, "dropout of its model is 0.1"),
-    ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix of its model is '</w>'"),
-    ("model", {"ignore_merges": True}, "ignore_merges of its model is True"),
-    ("normalizer", {"type": "NFC"}, "type of its normalizer is 'NFC'"),
-    ("pre_tokenizer", {"type": "Whitespace"}, "type of its pre_tokenizer is 'Whitespace', not 'ByteLevel'"),
-    ("pre_tokenizer", {"add_prefix_space": True}, "add_prefix_space of its pre_tokenizer is True"),
-    ("pre_tokenizer", {"use_regex": False}, "use_regex of its pre_tokenizer is False"),
-    ("decoder", {"type": "WordPiece"}, "type of its decoder is 'WordPiece'"),
-    ("post_processor", {"special_tokens": {END: {}}}, "special_tokens of its post_processor"),
-    ("added_tokens", {"lstrip": True}, "lstrip of its token '<name>' is not supported"),
-    ("added_tokens", {"id": 5}, "'<name>' is empty or has two ids|ids must be whole numbers, each another one"),
-    ("added_tokens", {"content": ""}, "'' is empty"),
-])
-def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(base, tmp_path, part, change, named):
+@pytest.mark.parametrize(
+    "part, change, named",
+    [
+        ("model", {"type": "WordPiece"}, "type of its model is 'WordPiece', not 'BPE'"),
+        ("model", {"dropout": 0.1}, "dropout of its model is 0.1"),
+        ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix of its model is '</w>'"),
+        ("model", {"ignore_merges": True}, "ignore_merges of its model is True"),
+        ("normalizer", {"type": "NFC"}, "type of its normalizer is 'NFC'"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "type of its pre_tokenizer is 'Whitespace'"),
+        (
+            "pre_tokenizer",
+            {"add_prefix_space": True},
+            "add_prefix_space of its pre_tokenizer is True",
+        ),
+        ("pre_tokenizer", {"use_regex": False}, "use_regex of its pre_tokenizer is False"),
+        ("decoder", {"type": "WordPiece"}, "type of its decoder is 'WordPiece'"),
+        ("post_processor", {"special_tokens": {END: {}}}, "special_tokens of its post_processor"),
+        ("added_tokens", {"lstrip": True}, "lstrip of its token '<name>' is not supported"),
+        ("added_tokens", {"id": 5}, "ids must be whole numbers, each another one"),
+        ("added_tokens", {"content": ""}, "'' is empty"),
+    ],
+)
+def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(
+    base, tmp_path, part, change, named
+):
     folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text(encoding="utf-8"))
@@ -141,11 +191,20 @@ def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(base, tmp_path, 
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"add_prefix_space": True}, "add_prefix_space is not supported"),
-    ({"added_tokens_decoder": {"300": {"content": "<name>", "rstrip": True}}}, "rstrip of its token '<name>'"),
-    ({"added_tokens_decoder": {"301": {"content": "<name>"}}}, "'<name>' is empty or has two ids"),
-])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"add_prefix_space": True}, "add_prefix_space is not supported"),
+        (
+            {"added_tokens_decoder": {"300": {"content": "<name>", "rstrip": True}}},
+            "rstrip of its token '<name>'",
+        ),
+        (
+            {"added_tokens_decoder": {"301": {"content": "<name>"}}},
+            "'<name>' is empty or has two ids",
+        ),
+    ],
+)
 def test_what_tokenizer_config_changes_is_refused_by_name(base, tmp_path, change, named):
     folder = with_added_tokens(base, tmp_path / "model", "added_tokens.json and its flags")
     load_tokenizer(folder)
@@ -158,7 +217,9 @@ def test_a_word_of_the_vocabulary_that_no_merge_makes_is_not_used(folder):
     ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     change_json(folder / "vocab.json", Zqzq=len(ids))
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    assert ours.encode_ordinary("Zqzq") == theirs("Zqzq")["input_ids"] and len(ids) not in ours.encode_ordinary("Zqzq")
+    assert ours.encode_ordinary("Zqzq") == theirs("Zqzq")["input_ids"] and len(
+        ids
+    ) not in ours.encode_ordinary("Zqzq")
     assert len(ids) in tokens_without_text(load_model(folder), ours)
 
 
@@ -175,24 +236,31 @@ def test_ids_without_a_text_are_never_written_and_added_tokens_may_be(base, tmp_
     prompts = [[5, 6, 7], [9]]
     assert next(generate(model, prompts[0], 1)) >= known
     assert all(token < known for token in generate(model, prompts[0], 9, banned=banned))
-    found = beam_search(model, prompts, num_beams=3, max_new_tokens=5, banned=banned_tokens(model, tokenizer))
-    written = [token for hypotheses in found for hypothesis in hypotheses for token in hypothesis.tokens]
+    found = beam_search(
+        model, prompts, num_beams=3, max_new_tokens=5, banned=banned_tokens(model, tokenizer)
+    )
+    written = [
+        token for hypotheses in found for hypothesis in hypotheses for token in hypothesis.tokens
+    ]
     assert written and max(written) < known
 
 
 def test_the_vocabulary_of_another_model_is_refused_by_every_command(folder, monkeypatch):
     (folder / "config.json").write_text((ROOT / "models" / "tiny" / "config.json").read_text())
     shutil.copyfile(ROOT / "models" / "tiny" / "model.safetensors", folder / "model.safetensors")
-    for main, arguments in ((gpt2.main, ["--model", folder, "the"]), (describe.main, [folder, "name : Cocum"]),
-                            (beam.main, ["--model", folder])):
+    for main, arguments in (
+        (gpt2.main, ["--model", folder, "the"]),
+        (describe.main, [folder, "name : Cocum"]),
+        (beam.main, ["--model", folder]),
+    ):
         monkeypatch.setattr("sys.argv", ["command", *map(str, arguments), "--device", "cpu"])
         with pytest.raises(InputError, match=f"{folder}: .* of different models"):
             main()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Weights and configuration
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def same_logits(folder, twin):
@@ -232,12 +300,15 @@ def test_shards_are_read_by_their_index(sharded):
 
 def test_a_missing_shard_is_named(sharded):
     folder, _ = sharded
-    shards_of(folder)[1].unlink()
-    with pytest.raises(InputError, match=f"{re.escape(str(shards_of(folder)[0])[:-26])}.* is missing"):
+    gone = shards_of(folder)[1]
+    gone.unlink()
+    with pytest.raises(InputError, match=f"{re.escape(str(gone))} is missing"):
         load_model(folder)
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.bin", "..", "", 5, ["a"], None])
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "a/b.bin", "..", "", 5, ["a"], None]
+)
 def test_a_shard_outside_the_folder_is_refused(sharded, name):
     folder, _ = sharded
     (index,) = folder.glob("*.index.json")
@@ -289,23 +360,31 @@ def test_a_list_of_one_end_token_is_that_token_and_several_are_refused(folder):
     assert load_both(folder)[0].config.eos_token == 0
     for value in ([0, 1], [], ["0"], "0", True, 0.0, {"a": 0}):
         change_json(folder / "config.json", eos_token_id=value)
-        with pytest.raises(InputError, match=r"config\.json.*eos_token_id is .* must be a single token"):
+        with pytest.raises(
+            InputError, match=r"config\.json.*eos_token_id is .* must be a single token"
+        ):
             load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.json", "merges.txt"])
 def test_a_git_lfs_pointer_is_called_one(folder, name):
-    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548118077\n")
-    with pytest.raises(InputError, match=f"{re.escape(name)} is a Git LFS pointer, not the file: run git lfs pull"):
+    (folder / name).write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548\n"
+    )
+    with pytest.raises(
+        InputError, match=f"{re.escape(name)} is a Git LFS pointer, .* run git lfs pull"
+    ):
         load_both(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is written opens in transformers
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["vocab.json", "tokenizer.json alone", "added_tokens.json and its flags"])
+@pytest.mark.parametrize(
+    "form", ["vocab.json", "tokenizer.json alone", "added_tokens.json and its flags"]
+)
 def test_a_fine_tuned_model_opens_in_transformers_as_it_is(base, tmp_path, form):
     source = base if form == "vocab.json" else with_added_tokens(base, tmp_path / "base", form)
     model, tokenizer = load_both(source)
@@ -320,36 +399,51 @@ def test_a_fine_tuned_model_opens_in_transformers_as_it_is(base, tmp_path, form)
     assert theirs(text)["input_ids"] == tokenizer.encode_ordinary(text)
     twin = AutoModelForCausalLM.from_pretrained(run)
     prompt = theirs("The pub", return_tensors="pt")
-    written = twin.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
+    written = twin.generate(**prompt, max_new_tokens=20, do_sample=False)[
+        0, prompt["input_ids"].shape[1] :
+    ].tolist()
     ours = list(generate(model, tokenizer.encode_ordinary("The pub"), 20))
     assert written == ours + [tokenizer.eot_token] and len(written) < 20
     (result,) = pipeline("text-generation", str(run))("The pub", max_new_tokens=20, do_sample=False)
     assert result["generated_text"] == "The pub" + tokenizer.decode(ours)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Prefixes
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("projection", [False, True])
 @pytest.mark.parametrize("is_safe", [True, False])
 def test_a_prefix_that_peft_saved_describes_as_it_does_in_peft(base, tmp_path, projection, is_safe):
     twin = GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32)
-    peft_model = get_peft_model(twin, PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=7, prefix_projection=projection))
+    peft_model = get_peft_model(
+        twin,
+        PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=3,
+            encoder_hidden_size=7,
+            prefix_projection=projection,
+        ),
+    )
     with torch.no_grad():
         for parameter in peft_model.prompt_encoder.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+            )
     peft_model.save_pretrained(tmp_path, safe_serialization=is_safe)
     assert (tmp_path / "adapter_model.bin").exists() is not is_safe
     run = load_run(tmp_path, "cpu")
     assert run.settings["mode"] == "prefix" and run.settings["model"] == str(base)
     tokens = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(1))
-    truth = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32), tmp_path)
+    truth = PeftModel.from_pretrained(
+        GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32), tmp_path
+    )
     with torch.no_grad():
         assert_close(run.model(tokens, run.past), truth(tokens).logits, 1e-4)
-    assert describe_tables(run, ["name : Cocum"], {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 5}, 1)
+    assert describe_tables(
+        run, ["name : Cocum"], {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 5}, 1
+    )
 
 
 @pytest.fixture
@@ -367,7 +461,9 @@ def test_a_prefix_of_ours_opens_by_its_folder_alone(adapter, base):
 def test_a_base_that_is_not_there_is_to_be_given(adapter, base):
     for name in ("nowhere/gpt2-medium", None, 5):
         change_json(adapter / "adapter_config.json", base_model_name_or_path=name)
-        with pytest.raises(InputError, match=f"{adapter} needs the base .*{name}.* give it with --model"):
+        with pytest.raises(
+            InputError, match=f"{adapter} needs the base .*{name}.* give it with --model"
+        ):
             load_run(adapter, "cpu")
         assert load_run(adapter, "cpu", str(base)).settings["model"] == str(base)
 
@@ -375,7 +471,11 @@ def test_a_base_that_is_not_there_is_to_be_given(adapter, base):
 def test_openais_names_on_the_hub_are_ours(adapter, base, monkeypatch):
     asked = []
     monkeypatch.setattr(describe, "model_folder", lambda source: asked.append(source) or adapter)
-    monkeypatch.setattr(describe, "load_both", lambda source, device: asked.append(source) or load_both(base, device))
+    monkeypatch.setattr(
+        describe,
+        "load_both",
+        lambda source, device: asked.append(source) or load_both(base, device),
+    )
     for name in ("openai-community/gpt2-medium", "gpt2-medium"):
         change_json(adapter / "adapter_config.json", base_model_name_or_path=name)
         assert load_run(adapter, "cpu").settings["model"] == "gpt2-medium"
@@ -383,8 +483,12 @@ def test_openais_names_on_the_hub_are_ours(adapter, base, monkeypatch):
 
 
 def test_an_adapter_that_holds_more_than_a_prefix_is_refused(adapter):
-    rewrite(adapter / "adapter_model.safetensors", lambda tensors: tensors.update(wte=torch.ones(2)))
-    with pytest.raises(InputError, match=r"adapter_model\.safetensors holds prompt_embeddings, wte, but a prefix is"):
+    rewrite(
+        adapter / "adapter_model.safetensors", lambda tensors: tensors.update(wte=torch.ones(2))
+    )
+    with pytest.raises(
+        InputError, match=r"\.safetensors holds prompt_embeddings, wte, but a prefix is"
+    ):
         load_prefix(adapter)
 
 

@@ -1,6 +1,7 @@
-"""Files of weights that are wrong in any way: nothing is taken for what it is not, and no size is believed unseen."""
+"""Files of weights that are wrong in any way: nothing is taken for what it is not."""
 
 import json
+import math
 import re
 import shutil
 import struct
@@ -10,7 +11,7 @@ import zipfile
 import pytest
 import safetensors.torch
 import torch
-from fuzz_weights import block, field, fuzz, make_folders, tf_index, tf_pairs, varint
+from fuzz_weights import block, field, fuzz, make_folders, tf_index, tf_pairs
 
 import gpt2
 from common import InputError
@@ -49,9 +50,9 @@ def change_json(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Silently wrong
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def put(value):
@@ -64,16 +65,28 @@ def put(value):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "adapter", "adapter bin"])
-@pytest.mark.parametrize("change", [
-    put(float("nan")), put(float("inf")), put(-float("inf")), lambda tensor: tensor.double() + 1e300,
-    lambda tensor: tensor.to(torch.int32), lambda tensor: tensor.to(torch.uint8), lambda tensor: tensor > 0,
-    lambda tensor: tensor.to(torch.complex64), lambda tensor: tensor.to(torch.float8_e4m3fn),
-], ids=["nan", "inf", "-inf", "too large", "int", "byte", "bool", "complex", "float8"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        put(float("nan")),
+        put(float("inf")),
+        put(-float("inf")),
+        lambda tensor: tensor.double() + 1e300,
+        lambda tensor: tensor.to(torch.int32),
+        lambda tensor: tensor.to(torch.uint8),
+        lambda tensor: tensor > 0,
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: tensor.to(torch.float8_e4m3fn),
+    ],
+    ids=["nan", "inf", "-inf", "too large", "int", "byte", "bool", "complex", "float8"],
+)
 def test_what_is_no_finite_number_is_refused_by_file_and_tensor(folders, form, change):
     is_adapter = form.startswith("adapter")
     name = "prompt_embeddings" if is_adapter else "transformer.h.1.mlp.c_fc.bias"
     path = rewrite(folders[form], lambda tensors: tensors.update({name: change(tensors[name])}))
-    with pytest.raises(InputError, match=f"{re.escape(str(path))}: {name.removeprefix('transformer.')} "):
+    with pytest.raises(
+        InputError, match=f"{re.escape(str(path))}: {name.removeprefix('transformer.')} "
+    ):
         (load_prefix if is_adapter else load_model)(folders[form])
 
 
@@ -83,7 +96,9 @@ def test_nan_in_openais_checkpoint_is_refused(folders):
     pairs, data = tf_pairs(model)
     (folders["tf"] / "model.ckpt.index").write_bytes(tf_index(pairs))
     (folders["tf"] / "model.ckpt.data-00000-of-00001").write_bytes(data)
-    with pytest.raises(InputError, match=r"model\.ckpt.*h\.0\.attn\.c_proj\.bias holds what is no finite number"):
+    with pytest.raises(
+        InputError, match=r"model\.ckpt.*h\.0\.attn\.c_proj\.bias holds what is no finite"
+    ):
         load_model(folders["tf"])
 
 
@@ -95,7 +110,9 @@ def test_a_tensor_under_two_names_must_be_the_same(folders, form):
     rewrite(folders[form], double)
     load_model(folders[form])
     path = rewrite(folders[form], lambda tensors: tensors["wpe.weight"].view(-1)[0].add_(1))
-    with pytest.raises(InputError, match=f"{re.escape(str(path))}: wpe.weight is given twice and differs"):
+    with pytest.raises(
+        InputError, match=f"{re.escape(str(path))}: wpe.weight is given twice and differs"
+    ):
         load_model(folders[form])
 
 
@@ -147,17 +164,28 @@ def test_what_was_downloaded_under_a_name_has_the_sizes_of_that_name(folders, mo
         load_model("gpt2-medium")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sizes that are only claimed
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "legacy", "sharded", "tf"])
-@pytest.mark.parametrize("claim", [
-    {"n_layer": 10**9}, {"n_layer": 100}, {"n_embd": 2 * 10**9}, {"n_embd": 10**40}, {"n_vocab": 10**9},
-    {"n_vocab": 10**100}, {"n_ctx": 10**15}, {"n_embd": 1, "n_head": 1, "n_layer": 40},
-])
-def test_a_configuration_is_believed_only_if_the_weights_are_as_large(folders, form, claim, monkeypatch):
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"n_layer": 10**9},
+        {"n_layer": 100},
+        {"n_embd": 2 * 10**9},
+        {"n_embd": 10**40},
+        {"n_vocab": 10**9},
+        {"n_vocab": 10**100},
+        {"n_ctx": 10**15},
+        {"n_embd": 1, "n_head": 1, "n_layer": 40},
+    ],
+)
+def test_a_configuration_is_believed_only_if_the_weights_are_as_large(
+    folders, form, claim, monkeypatch
+):
     def build(*_):
         raise AssertionError("a model was built for sizes that are not there")
 
@@ -166,9 +194,11 @@ def test_a_configuration_is_believed_only_if_the_weights_are_as_large(folders, f
         change_json(folders[form] / "hparams.json", **claim)
     else:
         names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
-        change_json(folders[form] / "config.json", **{names.get(name, name): claim[name] for name in claim})
+        change_json(
+            folders[form] / "config.json", **{names.get(name, name): claim[name] for name in claim}
+        )
     for load in (load_config, load_model):
-        with pytest.raises(InputError, match=f"{re.escape(str(folders[form]))}.* asks for more than .* can hold"):
+        with pytest.raises(InputError, match=f"{folders[form]}.* asks for more than .* can hold"):
             load(folders[form])
 
 
@@ -198,18 +228,25 @@ def test_a_block_is_read_once_however_often_it_is_named(folders):
 
 
 def test_a_number_without_an_end_is_refused(folders):
-    assert_bounded(folders["tf"], tf_index([(0, b"name", b"\xff" * 200_000)]))
+    (folders["tf"] / "model.ckpt.index").write_bytes(tf_index([(0, b"name", b"\xff" * 1000)]))
+    with pytest.raises(InputError, match=r"model\.ckpt\.index is damaged \(a number does not end"):
+        list(read_tf_checkpoint(folders["tf"] / "model.ckpt"))
 
 
-def test_a_variable_larger_than_the_data_is_refused(folders):
-    pairs, _ = tf_pairs(load_model(folders["tf"]))
-    for shape in ([2**40], [2**62, 4], [0], [2**31, 2**31, 2**31]):
-        value = field(1, 1) + field(2, b"".join(field(2, field(1, size)) for size in shape))
-        for size in (4 * shape[0], 2**63, 0):
-            (folders["tf"] / "model.ckpt.index").write_bytes(tf_index(
-                [pairs[0], (0, b"model/wpe", value + varint(5 << 3) + varint(size) + bytes([6 << 3 | 5] * 5))]))
-            with pytest.raises(InputError, match=r"model\.ckpt"):
-                list(read_tf_checkpoint(folders["tf"] / "model.ckpt"))
+@pytest.mark.parametrize("shape", [[100, 300], [2**40], [2**62, 4], [2**31] * 3])
+def test_a_variable_larger_than_the_data_is_refused_before_there_is_room_made_for_it(
+    folders, shape, monkeypatch
+):
+    def allocate(*_, **options):
+        raise AssertionError("memory was taken for a size that is not there")
+
+    monkeypatch.setattr(torch, "empty", allocate)
+    dims = field(2, b"".join(field(2, field(1, size)) for size in shape))
+    for size in (4 * math.prod(shape) % 2**64, 2**63, 0):
+        value = field(1, 1) + dims + field(5, size) + bytes([6 << 3 | 5] * 5)
+        (folders["tf"] / "model.ckpt.index").write_bytes(tf_index([(0, b"model/wpe", value)]))
+        with pytest.raises(InputError, match=r"model\.ckpt\.data.* model/wpe is cut off"):
+            list(read_tf_checkpoint(folders["tf"] / "model.ckpt"))
 
 
 def test_our_writer_of_an_index_writes_one_that_reads(folders):
@@ -220,16 +257,23 @@ def test_our_writer_of_an_index_writes_one_that_reads(folders):
 
 
 def test_a_tensor_that_repeats_few_numbers_is_no_large_one(folders):
-    path = rewrite(folders["bin"], lambda tensors: tensors.update(h=torch.zeros(1).expand(10**6, 10**6)))
+    path = rewrite(
+        folders["bin"], lambda tensors: tensors.update(h=torch.zeros(1).expand(10**6, 10**6))
+    )
     with pytest.raises(InputError, match=f"{re.escape(str(path))} .*larger than the file"):
         load_model(folders["bin"])
 
 
 @pytest.mark.parametrize("kind", ["sparse", "meta", "nested"])
 def test_a_tensor_of_another_kind_is_refused(folders, kind):
-    value = {"sparse": lambda: torch.eye(4).to_sparse(), "meta": lambda: torch.ones(4, device="meta"),
-             "nested": lambda: [torch.ones(2)]}[kind]()
-    path = rewrite(folders["bin"], lambda tensors: tensors.update({"transformer.h.0.ln_1.bias": value}))
+    value = {
+        "sparse": lambda: torch.eye(4).to_sparse(),
+        "meta": lambda: torch.ones(4, device="meta"),
+        "nested": lambda: [torch.ones(2)],
+    }[kind]()
+    path = rewrite(
+        folders["bin"], lambda tensors: tensors.update({"transformer.h.0.ln_1.bias": value})
+    )
     with pytest.raises(InputError, match=re.escape(str(path))):
         load_model(folders["bin"])
 
@@ -250,9 +294,9 @@ def test_a_header_of_absurd_size_is_refused(folders, claimed):
         load_model(folders["safetensors"])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Anything else
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1])
