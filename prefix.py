@@ -6,6 +6,7 @@ Each layer of the frozen GPT-2 has its own. They are all that is learnt.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import safetensors.torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from common import InputError, read_json, run_command, write_aside, write_json
 from gpt2 import GPT2, SIZES, GPT2Config
-from hugging_face import check_file, read_tensors, to_numbers
+from hugging_face import check_file, read_tensors, reading, to_numbers
 
 FORMS = {
     "network": "made by one network for all layers (section 4.3)",
@@ -107,7 +108,7 @@ def save_prefix(prefix, folder, base, made_from=None):
     folder, config = Path(folder), prefix.config
     key_values = prefix.key_values().detach().to("cpu", torch.float32).contiguous()
     with write_aside(folder / "adapter_model.safetensors") as path:
-        metadata = {"format": "pt"} | (made_from or {})
+        metadata = {"made_from": json.dumps(made_from or {})}  # of one key: several have no order
         safetensors.torch.save_file({"prompt_embeddings": key_values}, path, metadata)
     write_json(folder / "adapter_config.json", {
         "peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
@@ -145,7 +146,7 @@ def load_prefix(folder):
     path = folder / "adapter_model.safetensors"
     if not path.exists() and (folder / "adapter_model.bin").exists():
         path = folder / "adapter_model.bin"
-    tensors, made_from = read_tensors(path)
+    tensors, metadata = read_tensors(path)
     if tensors.keys() != {"prompt_embeddings"}:
         raise InputError(f"{path} holds {', '.join(sorted(tensors)[:3]) or 'nothing'}, but a "
                          "prefix is prompt_embeddings alone")
@@ -156,7 +157,8 @@ def load_prefix(folder):
                          f"adapter_config.json asks for {list(shape)}")
     key_values = to_numbers(path, "prompt_embeddings", key_values)
     prefix = Prefix(config, length, form="direct", start=key_values)
-    prefix.made_from = made_from
+    with reading(path):
+        prefix.made_from = dict(json.loads(metadata.get("made_from", "{}")))
     return prefix
 
 
