@@ -227,29 +227,28 @@ def draw_tree(search, tokenizer):
     end. What leads nowhere was pushed out by better beams.
     """
     finished = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in search.finished}
-    nodes = sorted({*search.seen, *finished})  # a beam stands before those that grew out of it
     children = {(): []}
-    for node in nodes:
-        if node:
-            children.setdefault(node, [])
-            children[node[:-1]].append(node)
+    for node in sorted(search.seen):  # a beam stands before those that grew out of it
+        children[node] = []
+        children[node[:-1]].append(node)
     best = max(finished, key=finished.get)
     lines = []
-    if () in finished:  # it may end before it begins
-        mark = "   <- the best" if best == () else ""
-        lines.append(f"{'':8}  (nothing)   ends, score {finished[()]:.3f}{mark}")
+
+    def ending(node):
+        score = f"   ends, score {finished[node]:.3f}" if node in finished else ""
+        return score + "   <- the best" * (node == best)
 
     def draw(node, indent):
-        for child in sorted(children[node], key=lambda child: -search.seen.get(child, -torch.inf)):
+        for child in sorted(children[node], key=lambda child: -search.seen[child]):
             end = child
             while len(children[end]) == 1 and end not in finished:
                 (end,) = children[end]
             text = tokenizer.decode(list(end[len(node) :]))
-            total = f"{search.seen[end]:8.2f}" if end in search.seen else " " * 8
-            score = f"   ends, score {finished[end]:.3f}" if end in finished else ""
-            lines.append(f"{total}  {indent}{text}{score}{'   <- the best' * (end == best)}")
+            lines.append(f"{search.seen[end]:8.2f}  {indent}{text}{ending(end)}")
             draw(end, indent + "    ")
 
+    if () in finished:  # <|endoftext|> came first
+        lines.append(f"{'':8}  (nothing){ending(())}")
     draw((), "")
     return lines
 

@@ -118,6 +118,17 @@ def random_examples(seed, n_vocab, count=7):
     return list(zip(tokens[:count], tokens[count:]))
 
 
+def rows_seen(model):
+    """{name of a module that works on single tokens: how many rows it saw at the last call}."""
+    seen = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (gpt2.Affine, gpt2.MLP, nn.LayerNorm)):
+            def note(module, inputs, name=name):
+                seen[name] = len(inputs[0])
+            module.register_forward_pre_hook(note)
+    return seen
+
+
 # --------------------------------------------------------------------------------------------------
 # The same by others
 # --------------------------------------------------------------------------------------------------

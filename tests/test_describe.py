@@ -23,8 +23,13 @@ from gpt2 import load_model, load_tokenizer
 
 TINY = ROOT / "models" / "tiny"
 BEAMS = {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 12}  # what DECODER says
-RUNS = ("prefix_run", "finetune_run")
 TABLE = "name : The Mill | area : north"
+
+
+@pytest.fixture(params=["prefix_run", "finetune_run"])
+def folder(request):
+    """The folder of a run of each mode."""
+    return request.getfixturevalue(request.param)[0]
 
 
 @pytest.fixture
@@ -68,15 +73,13 @@ def sentences_by_generate(model, tables, **options):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_outputs_are_what_peft_or_hugging_face_generate_from_the_runs_folder(run, request, tables):
-    folder, _ = request.getfixturevalue(run)
+def test_outputs_are_what_peft_or_hugging_face_generate_from_the_runs_folder(folder, tables):
     outputs = metrics.read_outputs(folder / "outputs.txt")
     assert outputs == sentences_by_generate(opened_by_others(folder), tables, **BEAMS)
     # They are not what would come without what was trained.
     bare = describe_tables(load_run("tiny", "cpu"), tables, BEAMS, 64, progress=False)
     assert sum(a != b for a, b in zip(outputs, bare)) > len(tables) / 2
-    if run == "prefix_run":
+    if (folder / "adapter_config.json").exists():
         kept = json.loads((folder / "run.json").read_text())
         names = [field.name for field in dataclasses.fields(train.Settings)]
         settings = train.Settings(**{name: kept[name] for name in names})
@@ -88,10 +91,8 @@ def test_outputs_are_what_peft_or_hugging_face_generate_from_the_runs_folder(run
         assert sum(a != b for a, b in zip(outputs, untrained)) > len(tables) / 2
 
 
-@pytest.mark.parametrize("run", RUNS)
 @torch.no_grad()
-def test_what_others_open_has_the_last_validation_loss_of_the_training(run, request, small_data):
-    folder, _ = request.getfixturevalue(run)
+def test_what_others_open_has_the_last_validation_loss_of_the_training(folder, small_data):
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [entry["validation_loss"] for entry in log if "validation_loss" in entry]
     tokenizer = load_tokenizer("tiny")
@@ -100,12 +101,10 @@ def test_what_others_open_has_the_last_validation_loss_of_the_training(run, requ
     assert loss == pytest.approx(losses[-1], rel=1e-4) and abs(losses[-1] - losses[0]) > 0.05
 
 
-@pytest.mark.parametrize("run", RUNS)
 @torch.no_grad()
-def test_a_run_opened_by_peft_or_hugging_face_gives_our_logits(run, request):
-    folder, _ = request.getfixturevalue(run)
+def test_a_run_opened_by_peft_or_hugging_face_gives_our_logits(folder):
     ours = load_run(folder, "cpu")
-    assert (ours.past is None) == (run == "finetune_run")
+    assert (ours.past is None) == (ours.settings["mode"] == "finetune")
     tokens = torch.tensor([ours.tokenizer.encode_ordinary(" name : The Mill | Type : pub")])
     truth = opened_by_others(folder)(tokens).logits
     assert_close(ours.model(tokens, ours.past), truth, 1e-4)
@@ -116,9 +115,7 @@ def test_a_run_opened_by_peft_or_hugging_face_gives_our_logits(run, request):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_a_saved_run_describes_tables_as_it_did_when_it_was_scored(run, request, tables):
-    folder, _ = request.getfixturevalue(run)
+def test_a_saved_run_describes_tables_as_it_did_when_it_was_scored(folder, tables):
     outputs = metrics.read_outputs(folder / "outputs.txt")
     options = (*DECODER, "--device", "cpu")
     named = run_here(describe.main, folder, tables[0], tables[7], *options)
@@ -143,7 +140,7 @@ def test_tables_may_stand_before_between_and_behind_options():
 def test_decoding_the_test_set_anew_gives_the_same_files(prefix_run, small_data, tmp_path):
     folder, _ = prefix_run
     done = run_here(describe.main, folder, "--data", small_data, *DECODER, "--device", "cpu",
-                   "--out", tmp_path)
+                    "--out", tmp_path)
     assert done.error is None and "prefix, tiny, small" in done.stdout
     for name in ("outputs.txt", "references.txt"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()

@@ -5,7 +5,6 @@ import shutil
 import zipfile
 
 import pytest
-import torch
 from conftest import run_python
 from hypothesis import given
 from hypothesis import strategies as st

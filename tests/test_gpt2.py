@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import (assert_close, hugging_face_loss, hugging_face_twin, pad_right, random_config,
-                      random_examples, random_model, random_past, random_prompts)
+                      random_examples, random_model, random_past, random_prompts, rows_seen)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from beam import rows_that_stay
 from common import InputError
 from e2e_data import make_batch
-from gpt2 import (MLP, SIZES, Affine, GPT2, GPT2Config, Growing, Packing, autocast, generate, pad)
+from gpt2 import GPT2, SIZES, GPT2Config, Growing, Packing, autocast, generate, pad
 
 SEEDS = range(20)
 
@@ -173,17 +173,6 @@ def test_pad_gives_the_rows_and_tells_where_their_tokens_stand(rows):
     truth, mask = pad_right(rows)
     assert torch.equal(tokens, truth)
     assert torch.equal(places, mask.flatten().nonzero()[:, 0])
-
-
-def rows_seen(model):
-    """{name of a module that works on single tokens: how many rows it saw at the last call}."""
-    seen = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (Affine, MLP, torch.nn.LayerNorm)):
-            def hook(module, inputs, name=name):
-                seen[name] = len(inputs[0])
-            module.register_forward_pre_hook(hook)
-    return seen
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import (DECODER, ROOT, assert_close, by_pefts_names, hugging_face_loss,
                       hugging_face_twin, peft_twin, random_config, random_examples, random_model,
-                      random_prefix, run_here, run_python)
+                      random_prefix, rows_seen, run_here, run_python)
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
@@ -46,11 +46,17 @@ def small_parts(mode="network", dtype=torch.float64):
     return random_model(config, 3, dtype), prefix, random_examples(3, config.n_vocab)
 
 
+def train_here(data, folder, *arguments):
+    """Trains a prefix by the command, in this process."""
+    return run_here(train.main, "--mode", "prefix", *QUICK, "--data", data, "--out", folder,
+                    *arguments)
+
+
 def copy_of(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def losses_of(log, name="loss"):
+def values_of(log, name="loss"):
     return [entry[name] for entry in log if name in entry]
 
 
@@ -93,8 +99,18 @@ def test_no_size_in_a_step_depends_on_what_is_on_the_device(mode):
     assert all(parameter.grad is not None for parameter in (prefix or model).parameters())
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_does_no_work_on_padding_and_makes_logits_only_where_there_is_loss(mode):
+    model, prefix, examples = small_parts(mode)
+    seen = rows_seen(model)
+    train.batch_loss(model, prefix, make_batch(examples))
+    n_read = sum(len(prompt) + len(answer) - 1 for prompt, answer in examples)
+    n_loss = sum(len(answer) for _, answer in examples)
+    assert seen["ln_f"] == n_loss and set(seen.values()) == {n_read, n_loss}
+
+
 def test_one_step_follows_the_gradient_of_its_own_batch_alone():
-    """Gradients of the step before are gone: two steps are two steps of fresh optimisers' first."""
+    """Those of the step before are gone."""
     model, prefix, examples = small_parts("direct")
     optimizer = torch.optim.SGD(prefix.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -156,8 +172,8 @@ def test_every_loss_and_all_final_parameters_are_those_of_a_loop_around_peft_or_
     losses, validation_losses, norms = truth
     assert len(losses) == (max_steps or 8)
     assert min(norms) < clip < max(norms)  # or clipping would go untested
-    assert_close(torch.tensor(losses_of(log)), torch.tensor(losses))
-    assert_close(torch.tensor(losses_of(log, "validation_loss")), torch.tensor(validation_losses))
+    assert_close(torch.tensor(values_of(log)), torch.tensor(losses))
+    assert_close(torch.tensor(values_of(log, "validation_loss")), torch.tensor(validation_losses))
     if prefix:
         ours, truth = by_pefts_names(prefix), twin.prompt_encoder["default"].named_parameters()
     else:
@@ -177,7 +193,7 @@ def test_only_what_the_mode_trains_changes_and_the_loss_falls(mode, tmp_path):
     changed = any(not torch.equal(tensor, before[name])
                   for name, tensor in model.state_dict().items())
     assert changed == (mode == "finetune")
-    losses = losses_of(log, "validation_loss")
+    losses = values_of(log, "validation_loss")
     assert len(losses) == 20 and losses[-1] < 0.9 * losses[0]
     if prefix:
         assert all(parameter.grad is None for parameter in model.parameters())
@@ -188,8 +204,8 @@ def test_the_log_has_every_step_and_a_learning_rate_that_falls_linearly_to_zero(
     log = train.train(settings(epochs=10), model, prefix, examples, examples, tmp_path)
     rates = {entry["step"]: entry["lr"] for entry in log if "lr" in entry}
     assert rates == pytest.approx({step: 1e-2 * (1 - step / 40) for step in rates}, abs=1e-15)
-    assert 40 in rates and sum(losses_of(log, "steps")) == 40
-    assert sum(losses_of(log, "tokens")) == 10 * sum(len(p) + len(a) for p, a in examples)
+    assert 40 in rates and sum(values_of(log, "steps")) == 40
+    assert sum(values_of(log, "tokens")) == 10 * sum(len(p) + len(a) for p, a in examples)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == log
 
@@ -201,9 +217,9 @@ def test_a_line_of_the_log_is_the_mean_of_the_losses_since_the_last_one(tmp_path
         model, prefix, examples = small_parts()
         logs.append(train.train(settings(), model, prefix, examples, examples,
                                 tmp_path / str(log_every)))
-    losses = losses_of(logs[0])
+    losses = values_of(logs[0])
     parts = (losses[0:3], losses[3:4], losses[4:6], losses[6:8])  # an epoch's end is a line too
-    assert losses_of(logs[1]) == pytest.approx([sum(part) / len(part) for part in parts])
+    assert values_of(logs[1]) == pytest.approx([sum(part) / len(part) for part in parts])
 
 
 def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches():
@@ -310,8 +326,7 @@ def adapter_of(small_data, tmp_path, only_training):
     """adapter_of(*arguments): trains a prefix by the command and returns what it saved."""
     def run(*arguments):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", small_data, "--out",
-                       folder, *arguments)
+        done = train_here(small_data, folder, *arguments)
         assert done.error is None, done.error
         return load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
 
@@ -411,10 +426,9 @@ def test_peak_memory_is_of_the_time_since_it_was_reset():
 def test_the_memory_of_an_earlier_run_is_not_a_later_ones(small_data, tmp_path, only_training):
     hold(1000 * 2**20)
     earlier = train.peak_memory(CPU)
-    run_here(train.main, "--mode", "prefix", *QUICK, "--data", small_data, "--max-steps", 1,
-            "--prefix-hidden", 8, "--out", tmp_path / "run")
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
-    (peak,) = losses_of(log, "peak_memory")
+    train_here(small_data, tmp_path / "run", "--max-steps", 1, "--prefix-hidden", 8)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    (peak,) = values_of(map(json.loads, lines), "peak_memory")
     assert peak < earlier - 300 * 2**20
 
 
@@ -433,7 +447,7 @@ def test_a_run_writes_everything_that_the_readme_promises(prefix_run, small_data
     assert kept["max_steps"] == 12 and kept["lr"] == 3e-3 and kept["mode"] == "prefix"
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [6, 6, 10, 12, 12]
-    assert losses_of(log, "validation_loss")[-1] == log[-1]["validation_loss"]
+    assert values_of(log, "validation_loss")[-1] == log[-1]["validation_loss"]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     test_sha256 = hashlib.sha256((small_data / "src1_test.txt").read_bytes()).hexdigest()
     assert scores["signature"]["test_sha256"] == test_sha256
@@ -442,24 +456,23 @@ def test_a_run_writes_everything_that_the_readme_promises(prefix_run, small_data
     assert "learning rate 0.003;" in done.stdout
 
 
-@pytest.mark.parametrize("run", ["prefix_run", "finetune_run"])
-def test_a_fine_tuned_run_is_a_folder_of_hugging_faces_and_a_prefix_run_is_not(run, request):
-    folder, _ = request.getfixturevalue(run)
-    assert (folder / "config.json").exists() == (run == "finetune_run")
+def test_only_a_fine_tuned_runs_folder_is_a_model_of_hugging_faces(prefix_run, finetune_run):
+    """Or what opens folders would take a prefix for a model."""
+    assert (finetune_run[0] / "config.json").exists()
+    assert not (prefix_run[0] / "config.json").exists()
 
 
 def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(prefix_run[0], folder)
-    arguments = ("--mode", "prefix", *QUICK, "--data", small_data, "--max-steps", 12,
-                 "--prefix-length", 3, "--out", folder)
-    again = run_here(train.main, *arguments)
+    arguments = ("--max-steps", 12, "--prefix-length", 3)
+    again = train_here(small_data, folder, *arguments)
     assert again.error.startswith("error: ") and "already holds a run" in again.error
-    other = run_here(train.main, *arguments, "--resume", "--lr", 0.5)
+    other = train_here(small_data, folder, *arguments, "--resume", "--lr", 0.5)
     assert "started with lr 0.003, not 0.5" in other.error
     for name in ("outputs.txt", "scores.json"):  # stopped while it described the test tables
         (folder / name).unlink()
-    done = run_here(train.main, *arguments, "--resume")
+    done = train_here(small_data, folder, *arguments, "--resume")
     assert done.error is None and "Step 12 of 12" in done.stdout
     for name in ("outputs.txt", "adapter_model.safetensors", "log.jsonl"):
         assert (folder / name).read_bytes() == (prefix_run[0] / name).read_bytes()
@@ -469,10 +482,9 @@ def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_p
 def several_runs(tmp_path_factory, small_data):
     """Two lengths and two seeds from one command."""
     folder = tmp_path_factory.mktemp("runs") / "several"
-    arguments = ("--mode", "prefix", *QUICK, "--data", small_data, "--max-steps", 2,
-                 "--prefix-length", 1, 2, "--seed", 0, 1, "--prefix-form", "direct",
-                 "--prefix-words", "a pub", "--out", folder)
-    done = run_here(train.main, *arguments)
+    arguments = (small_data, folder, "--max-steps", 2, "--prefix-length", 1, 2, "--seed", 0, 1,
+                 "--prefix-form", "direct", "--prefix-words", "a pub")
+    done = train_here(*arguments)
     assert done.error is None, done.error
     return folder, done, arguments
 
@@ -497,9 +509,9 @@ def test_of_several_runs_only_those_that_have_not_ended_go_on(several_runs):
     before = (ended / "scores.json").stat().st_mtime_ns
     shutil.rmtree(folder / "length-2-seed-0")  # one never began, one was stopped while it decoded
     (folder / "length-2-seed-1" / "scores.json").unlink()
-    refused = run_here(train.main, *arguments)
+    refused = train_here(*arguments)
     assert "length-1-seed-0 already holds a run" in refused.error
-    done = run_here(train.main, *arguments, "--resume")
+    done = train_here(*arguments, "--resume")
     assert done.error is None, done.error
     assert (ended / "scores.json").stat().st_mtime_ns == before
     assert (folder / "length-2-seed-0" / "scores.json").exists()
@@ -560,9 +572,8 @@ def test_a_base_is_small_below_50_million_parameters(parse, tmp_path, monkeypatc
 
 def test_a_run_of_a_copy_of_tiny_says_its_learning_rate(copy_of_tiny, small_data,
                                                         tmp_path, only_training):
-    done = run_here(train.main, "--mode", "prefix", "--model", copy_of_tiny, "--data", small_data,
-                   "--device", "cpu", "--max-steps", 1, "--prefix-hidden", 8, "--out",
-                   tmp_path / "run")
+    done = train_here(small_data, tmp_path / "run", "--model", copy_of_tiny, "--max-steps", 1,
+                      "--prefix-hidden", 8)
     assert done.error is None and "learning rate 0.003;" in done.stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["model"] == str(copy_of_tiny)
     adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
@@ -580,9 +591,10 @@ def test_folders_that_are_called_like_a_model_or_a_data_set_do_not_take_its_plac
             ((folder, kept),) = train.single_runs(args).items()
             assert (kept.model, kept.data) == (model, data)
             assert str(folder) == f"runs/prefix-{model}-{data}"
-    done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", "sample", "--max-steps", 1,
-                   "--prefix-hidden", 8, "--out", "run")
-    assert done.error is None
+    line = {"loss": 1.0, "steps": 1, "tokens": 1, "seconds": 1.0, "peak_memory": None}
+    monkeypatch.setattr(train, "train", lambda *args: [line])  # it trains on nothing
+    done = train_here("sample", "run")
+    assert done.error is None, done.error
     kept = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (kept["model"], kept["data"]) == ("tiny", "sample")
     adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
@@ -623,8 +635,7 @@ MISTAKES = [
 def test_a_mistake_on_the_command_line_is_one_line_and_leaves_no_folder(tmp_path,
                                                                         arguments, message):
     folder = tmp_path / "run"
-    done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", "sample", "--out", folder,
-                   *arguments)
+    done = train_here("sample", folder, "--max-steps", 1, *arguments)
     assert done.error.startswith("error: ") and message in done.error and "\n" not in done.error
     assert done.stdout == "" and not folder.exists()
 
@@ -638,17 +649,15 @@ def test_a_user_sees_a_mistake_as_one_line_on_stderr(tmp_path):
 def test_data_of_which_train_and_test_differ_in_form_are_refused(tmp_path):
     (tmp_path / "src1_test.txt").write_text("name : a||b\n")
     (tmp_path / "trainset.csv").write_text("mr,ref\nname[a],b\n")
-    done = run_here(train.main, "--mode", "prefix", *QUICK, "--data", tmp_path, "--out",
-                   tmp_path / "run")
+    done = train_here(tmp_path, tmp_path / "run")
     assert "has no train data: src1_train.txt is missing" in done.error
     assert not (tmp_path / "run").exists()
 
 
-def test_model_whose_tokenizer_ends_texts_with_another_token_is_refused(tmp_path, small_data):
+def test_a_model_whose_tokenizer_ends_texts_with_another_token_is_refused(tmp_path, small_data):
     folder = shutil.copytree(ROOT / "models" / "tiny", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
     assert load_model(folder).config.eos_token == 7
-    done = run_here(train.main, "--mode", "prefix", *QUICK, "--model", folder, "--data", small_data,
-                   "--out", tmp_path / "run")
+    done = train_here(small_data, tmp_path / "run", "--model", folder)
     assert "<|endoftext|> is token 4095 of the vocabulary, but the model ends with 7" in done.error
