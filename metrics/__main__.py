@@ -77,6 +77,7 @@ def read_arguments():
 
 
 def check_target(name, target, inputs):
+    """A file that cannot be written, or is read, is refused before the work."""
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"{name}: no file can be there; give one in a folder that exists")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
@@ -147,9 +148,9 @@ def write_segments(path, corpus, segments):
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a file that can be written") from None
     if short:
-        print(f"note: {len(short):,} outputs, first number {short[0]:,}, have fewer than five tokens: "
-              "the official script ends there in a division by zero, here NIST counts the n-grams "
-              "that they have", file=sys.stderr)
+        print(f"note: {len(short):,} outputs, first number {short[0]:,}, have fewer than five "
+              "tokens: the official script ends there in a division by zero, here NIST counts the "
+              "n-grams that they have", file=sys.stderr)
 
 
 def _four_decimals(score):

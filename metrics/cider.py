@@ -39,9 +39,8 @@ class References:
     def weigh(self, counts):
         """A Text, from how often it has each of its n-grams."""
         rarity, unseen, norms = self.rarity, self.unseen, []
-        for of_length in counts:
-            weights = [n * rarity.get(g, unseen) for g, n in of_length.items()]
-            norms.append(math.hypot(*weights))
+        for times in counts:
+            norms.append(math.hypot(*[n * rarity.get(g, unseen) for g, n in times.items()]))
         return Text(counts, norms, sum(counts[1].values()))
 
 

@@ -23,10 +23,8 @@ from metrics.meteor_data import Lexicon, Paraphrases, ngrams
 from metrics.porter2 import stem
 from metrics.ptb import java_characters
 
-HOW_TO_GET = (
-    "METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them with "
-    "`python -m metrics.download`, or let METEOR_DATA name a folder that has them."
-)
+HOW_TO_GET = ("METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them "
+              "with `python -m metrics.download`, or let METEOR_DATA name a folder that has them.")
 
 EXACT, STEM, SYNONYM, PARAPHRASE = range(4)  # the modules, each a reason for a match
 WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # what a match by each of them is worth in the score

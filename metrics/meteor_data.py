@@ -69,8 +69,7 @@ class Lexicon:
 
     def __init__(self, folder):
         with zipfile.ZipFile(check(folder / JAR, JAR)) as jar:
-            lists = [jar.read(name).decode("utf-8").splitlines() for name in LISTS]
-        words, synsets, exceptions = lists
+            words, synsets, exceptions = [jar.read(name).decode().splitlines() for name in LISTS]
         self.function_words = frozenset(words)
         # A word, and on the next line its synsets; a base, and on the next line its inflections.
         self._synsets = dict(zip(synsets[0::2], synsets[1::2]))

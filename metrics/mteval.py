@@ -79,18 +79,15 @@ def count_references(references):
                 if times > most_often.get(ngram, 0):
                     most_often[ngram] = times
         most.append(most_often)
-    lengths = [[len(reference) for reference in group] for group in references]
-    return References(in_all, most, lengths)
+    return References(in_all, most, [[*map(len, group)] for group in references])
 
 
 def count(references, outputs):
     """Count the n-grams of the outputs, for each segment a list of tokens, and match them.
 
-    references: as from `count_references`.
-
-    Clipping: an n-gram of an output counts as often as it stands in the output, but no more often
-    than in the one reference that has it most often. This keeps "the the the" from matching three
-    times:
+    references: as from `count_references`. Clipping: an n-gram of an output counts as often as it
+    stands there, but no more often than in the one reference that has it most often. This keeps
+    "the the the" from matching three times:
 
     >>> references = count_references([["the cat the".split(), "a cat".split()]])
     >>> counts = count(references, ["the the the".split()])
@@ -135,8 +132,7 @@ def bleu(counts):
     T_n) for the first such p_n, 1 / (4 T_n) for the second, and so on. A p_n without any n-grams
     (T_n = 0) is left out, as a factor 1.
 
-    Below, 5 of 6 words match, 3 of 5 bigrams, 1 of 4 trigrams and 0 of 3 four-grams; the lengths
-    are equal:
+    Below, 5 of 6 words match, 3 of 5 bigrams, 1 of 4 trigrams, 0 of 3 four-grams, equal lengths:
 
     >>> references = count_references([["the cat sat on the mat".split()]])
     >>> counts = count(references, ["the cat lay on the mat".split()])
@@ -195,8 +191,7 @@ def nist(counts, zero_is_false=True):
         no_history = history == () or (zero_is_false and history == ("0",))
         before = reference_tokens if no_history else ngrams[history]
         score += times * math.log2(before / ngrams[ngram]) / counts.output_ngrams[len(ngram)]
-    # A reference without tokens is not counted.
-    filled = sum(length > 0 for group in lengths for length in group)
+    filled = sum(length > 0 for group in lengths for length in group)  # those with tokens
     ratio = counts.output_ngrams[1] / (reference_tokens / filled * len(lengths))
     b = -math.log(0.5) / math.log(1.5) ** 2
     return score * math.exp(-b * math.log(min(1.0, ratio)) ** 2)

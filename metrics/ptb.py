@@ -22,28 +22,15 @@ OTHER_KINDS = {
             "703-70D 7F6-7F8 964 965 E4F 1FBD 2016 2017 2020-2023 2030-2038 203B 203E-2042 "
             "207C-207F 208C-208E 2100-214F 2190-2BFF 3012 30FB FF01-FF0F FF1A-FF20 FF3B-FF40 "
             "FF5B-FF65",
-    "\xad": "AD",  # the soft hyphen
-    "\xa0": "A0",  # the blank that does not break
-    "\u2003": "2000-200A 3000",  # other blanks
-    "\r": "B-D 2028 2029",  # line ends, but for the "\n" between captions
-    "\x85": "85",  # a line end and three dots at once
-    "’": "92 2019",
-    "‘": "91 2018 201B",
-    "“": "93 94 AB BB 201A 201C-201F 2039 203A",
-    "–": "96 97 2013-2015",  # dashes
-    "‐": "58A 2010 2011",  # hyphens
-    "…": "2026",
-    "、": "3001",
+    "\xad": "AD", "\xa0": "A0", "\u2003": "2000-200A 3000",  # soft hyphen, hard blank, other blanks
+    "\r": "B-D 2028 2029", "\x85": "85",  # line ends but "\n"; the latter is three dots as well
+    "’": "92 2019", "‘": "91 2018 201B", "“": "93 94 AB BB 201A 201C-201F 2039 203A",
+    "–": "96 97 2013-2015", "‐": "58A 2010 2011", "…": "2026", "、": "3001",
     "£": "80 A2-A5 60B E3F 20A0 20A4 20AC FFE0 FFE1 FFE5 FFE6",  # currencies
-    "٫": "66B 66C",  # Arabic separators within a number
-    "²": "B2 B3 B9 2070 2074-2079",
-    "₂": "2080-2089",
-    "⁺": "207A 207B 208A 208B",
-    "½": "BC-BE 2153-215E",
-    "⁄": "2044",
+    "²": "B2 B3 B9 2070 2074-2079", "₂": "2080-2089", "⁺": "207A 207B 208A 208B",
+    "½": "BC-BE 2153-215E", "⁄": "2044", "٫": "66B 66C",  # the last is Arabic, within a number
     "¿": "A1 BF 37E 589 61F 6D4 700-702 7FA 3002",  # they stand where a sentence begins or ends
-    "Ⅳ": "2160-216F",  # capitals behind an abbreviation, and nothing elsewhere
-    "Ⓐ": "24B6-24CF",  # the same, and symbols elsewhere
+    "Ⅳ": "2160-216F", "Ⓐ": "24B6-24CF",  # capitals behind an abbreviation; elsewhere none, symbols
     # Letters and digits are known by their Unicode category. Against it, these count as parts of
     # words, these are letters without case, and these are letters that Unicode 6.2 did not have.
     MARK: "2C2-2C5 2D2-2DF 2E5-2EB 2ED 2EF-36F 375 378-379 384-385 3F6 483-487 55A-55F 591-5BD 5BF "
@@ -62,8 +49,8 @@ KIND_OF_CODE = {}
 for _kind_of_range, _ranges in OTHER_KINDS.items():  # what stands in two kinds is of the later one
     for _range in _ranges.split():
         _first, _, _last = _range.partition("-")
-        _codes = range(int(_first, 16), int(_last or _first, 16) + 1)
-        KIND_OF_CODE |= dict.fromkeys(_codes, _kind_of_range)
+        for _code in range(int(_first, 16), int(_last or _first, 16) + 1):
+            KIND_OF_CODE[_code] = _kind_of_range
 
 
 @lru_cache(None)
@@ -126,10 +113,8 @@ PHONE = (
     r"[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
 )
 PHONE_WITH_PERIODS = r"(?:\+{0,2}[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}"
-FILE_TYPE = _words(
-    "bat bmp c class cgi cpp dll docx? exe gif gz html? h jar java jpe?g mov mp3 pdf php pl png "
-    "pptx? ps py sql tar txt wav x xml zip"
-)
+FILE_TYPE = _words("bat bmp c class cgi cpp dll docx? exe gif gz html? h jar java jpe?g mov mp3 "
+                   "pdf php pl png pptx? ps py sql tar txt wav x xml zip")
 STARTER = _words(  # of a sentence
     "^About ^According ^Additionally ^After ^An ^A ^As ^At ^But ^Earlier ^He ^Her ^Here ^However "
     "^If ^In ^It ^Last ^Many ^More ^Mr. ^Ms. ^Now ^Once ^One ^Other ^Our ^She ^Since ^So ^Some "
@@ -165,9 +150,7 @@ RULES = [
      "(?i:not|na|ta|me|was|is)", "{}"),
     (TAG, "", {" ": "\xa0"}),
     ("–|(?i:&(?:md|[mn]dash);)", "", "--"),
-    ("(?i:&amp;)", "", "&"),
-    ("(?i:&lt;)", "", "<"),
-    ("(?i:&gt;)", "", ">"),
+    ("(?i:&amp;)", "", "&"), ("(?i:&lt;)", "", "<"), ("(?i:&gt;)", "", ">"),
     (f"&(?:{_words('HT TL UR LR QC QL QR odq cdq')}|#{D}+);", "", "{}"),
     (WORD, CLITIC, SOFT_HYPHENS),  # it|'s
     (r"[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", NOT, SOFT_HYPHENS),  # is|n't
@@ -217,8 +200,7 @@ RULES = [
     (r"[\^x=~<>'-]_[\^x=~<>'-]|\([\^x=~<>'-][_.]?[\^x=~<>'-]\)|\([\^x=~<>']-[\^x=~<>'`]\)",
      "", ONE_TOKEN),  # (^_^)
     (r"[][(){}]", "", BRACKETS),
-    ("-{3,4}", "", "--"),
-    ("-+", "", "{}"),
+    ("-{3,4}", "", "--"), ("-+", "", "{}"),
     (r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|[…\x85]", "", "..."),
     (rf"@+|#+|_+|\*+|(?:\\\*){{1,3}}|[?!]+|{IP}|[.¿=/]", "", "{}"),
     (rf"{HYPHENATED}\.", IP, SOFT_HYPHENS),
