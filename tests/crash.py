@@ -256,8 +256,8 @@ def kill_and_go_on(arguments, out, says, draw, kills, kinds, seconds):
                 n = draw.choice([i for i, other in enumerate(kinds, 1) if other == kind])
             else:
                 after = draw.uniform(0, seconds)
-        story.append(f"{'resumed' if again else 'started'}, to be killed at "
-                     + (f"operation {n}, {kind}" if n else f"{after:.3f} s" if after else "no time"))
+        moment = f"operation {n}, {kind}" if n else f"{after:.3f} s" if after else "no time"
+        story.append(f"{'resumed' if again else 'started'}, to be killed at {moment}")
         status = end(start([*arguments, *again], out, says, n, signal.SIGKILL), after)
         said = says.read_text(errors="replace")
         if status == 0:
