@@ -56,15 +56,15 @@ def write_data(folder):
 
 
 class FileOperations:
-    """Counts what the process does to files below `folder`; sends itself a signal at the n-th."""
+    """Notes what the process does to files below `folder`; sends it a signal at the n-th."""
 
     def __init__(self, folder, n=None, signal_number=signal.SIGKILL):
         self.folder, self.n, self.signal_number = str(folder), n, signal_number
-        self.count, self.quiet = 0, False
+        self.kinds = []
 
-    def is_next(self):
-        self.count += 1
-        return self.count == self.n
+    def is_next(self, kind):
+        self.kinds.append(kind)
+        return len(self.kinds) == self.n
 
     def stop(self):
         os.kill(os.getpid(), self.signal_number)
@@ -79,14 +79,15 @@ class FileOperations:
             return Written(opened, self) if is_ours and set("wax+") & set(mode) else opened
 
         def watched_fsync(descriptor):
-            if self.is_next():
+            if self.is_next("fsync"):
                 self.stop()
             plain_fsync(descriptor)
 
         io.open, os.fsync = watched_open, watched_fsync
         sys.modules["builtins"].open = watched_open
-        torch.save = self.torn(torch.save, 1)
-        safetensors.torch.save_file = self.torn(safetensors.torch.save_file, 1)
+        torch.save = self.torn("torch.save", torch.save)
+        save_file = safetensors.torch.save_file
+        safetensors.torch.save_file = self.torn("save_file", save_file)
 
     def audit(self, event, args):
         """Called by Python before it opens, renames, removes, ... a file."""
@@ -96,18 +97,18 @@ class FileOperations:
         else:
             is_change = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
             is_change = is_change and any(self.folder in str(arg) for arg in args)
-        if is_change and self.is_next():
+        if is_change and self.is_next(event):
             self.stop()
 
-    def torn(self, save, place):
+    def torn(self, kind, save):
         """`save`, but where it is the n-th operation, only half of the file gets to the disk."""
 
-        def torn_save(*args, **options):
-            is_next = self.is_next()
-            save(*args, **options)
+        def torn_save(value, path, *args, **options):
+            is_next = self.is_next(kind)
+            save(value, path, *args, **options)
             if is_next:
                 if self.signal_number == signal.SIGKILL:  # and not only halted
-                    os.truncate(args[place], os.path.getsize(args[place]) // 2)
+                    os.truncate(path, os.path.getsize(path) // 2)
                 self.stop()
 
         return torn_save
@@ -120,7 +121,7 @@ class Written:
         self.file, self.operations = file, operations
 
     def write(self, content):
-        if self.operations.is_next():
+        if self.operations.is_next("write"):
             self.file.write(content[: len(content) // 2])
             self.file.flush()
             self.operations.stop()
@@ -163,7 +164,7 @@ def start(arguments, out, says, n=None, signal_number=signal.SIGKILL):
         operations.install()
         common.run_command(train.main)
         status = 0
-        sys.__stderr__.write(f"operations: {operations.count}\n")
+        sys.__stderr__.write(f"operations: {' '.join(operations.kinds)}\n")
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
         sys.__stderr__.write(f"{error.code}\n")
@@ -240,7 +241,7 @@ def differences(folder, truth):
 # --------------------------------------------------------------------------------------------------
 
 
-def kill_and_go_on(arguments, out, says, draw, kills, n_operations, seconds):
+def kill_and_go_on(arguments, out, says, draw, kills, kinds, seconds):
     """Starts a run, kills it up to `kills` times, and lets it end.
 
     Returns (sentences on what is wrong, how often it was killed, how that went).
@@ -250,12 +251,13 @@ def kill_and_go_on(arguments, out, says, draw, kills, n_operations, seconds):
         again = ["--resume"] if (out / "run.json").exists() else []
         n = after = None
         if n_killed < kills:
-            if draw.random() < 0.7:
-                n = draw.randint(1, n_operations)
+            if draw.random() < 0.7:  # all kinds alike, the rare ones too
+                kind = draw.choice(sorted(set(kinds)))
+                n = draw.choice([i for i, other in enumerate(kinds, 1) if other == kind])
             else:
                 after = draw.uniform(0, seconds)
-        story.append(f"{'resumed' if again else 'started'}, to be killed at "
-                     + (f"operation {n}" if n else f"{after:.3f} s" if after else "no time"))
+        moment = f"operation {n}, {kind}" if n else f"{after:.3f} s" if after else "no time"
+        story.append(f"{'resumed' if again else 'started'}, to be killed at {moment}")
         status = end(start([*arguments, *again], out, says, n, signal.SIGKILL), after)
         said = says.read_text(errors="replace")
         if status == 0:
@@ -265,9 +267,9 @@ def kill_and_go_on(arguments, out, says, draw, kills, n_operations, seconds):
         n_killed += 1
 
 
-def two_at_once(arguments, out, says, draw, n_operations):
+def two_at_once(arguments, out, says, draw, kinds):
     """Halts a run somewhere, starts a second one in its folder, and lets the first end."""
-    n = draw.randint(5, n_operations - 5)
+    n = draw.randint(5, len(kinds) - 5)
     first = start(arguments, out, says.with_suffix(".1"), n, signal.SIGSTOP)
     os.waitpid(first, os.WUNTRACED)  # it has halted
     again = ["--resume"] if (out / "run.json").exists() else []
@@ -306,9 +308,9 @@ def kill_runs(kills, seed, folder):
         if end(start(arguments, folder / mode, says)):
             raise SystemExit(f"the undisturbed run failed: {says.read_text()}")
         seconds = time.monotonic() - began
-        n_operations = int(says.read_text().rpartition("operations: ")[2])
-        undisturbed[mode] = arguments, contents(folder / mode), n_operations, seconds
-        print(f"undisturbed {mode}: {n_operations} file operations, {seconds:.1f} s", flush=True)
+        kinds = says.read_text().rpartition("operations: ")[2].split()
+        undisturbed[mode] = arguments, contents(folder / mode), kinds, seconds
+        print(f"undisturbed {mode}: {len(kinds)} file operations, {seconds:.1f} s", flush=True)
 
     def judge(wrong, out, mode, story):
         wrong = wrong or differences(out, undisturbed[mode][1])
@@ -319,10 +321,9 @@ def kill_runs(kills, seed, folder):
 
     while n_killed < kills:
         mode = draw.choice(list(MODES))
-        arguments, _, n_operations, seconds = undisturbed[mode]
+        arguments, _, kinds, seconds = undisturbed[mode]
         most, out = min(draw.randint(1, 4), kills - n_killed), folder / "out"
-        wrong, killed, story = kill_and_go_on(
-            arguments, out, says, draw, most, n_operations, seconds)
+        wrong, killed, story = kill_and_go_on(arguments, out, says, draw, most, kinds, seconds)
         judge(wrong, out, mode, story)
         n_killed, n_runs = n_killed + killed, n_runs + 1
         if n_runs % 10 == 0:
@@ -330,8 +331,8 @@ def kill_runs(kills, seed, folder):
     n_pairs = max(1, kills // 10)
     for i in range(n_pairs):
         mode, out = list(MODES)[i % 2], folder / "out"
-        arguments, _, n_operations, _ = undisturbed[mode]
-        judge(two_at_once(arguments, out, says, draw, n_operations), out, mode, ["two at once"])
+        arguments, _, kinds, _ = undisturbed[mode]
+        judge(two_at_once(arguments, out, says, draw, kinds), out, mode, ["two at once"])
     print(f"{n_killed} kills in {n_runs} runs, {n_pairs} pairs at once, "
           f"{time.monotonic() - started:.0f} s: " + (f"{len(faults)} FAULTS" if faults else
           "each ended as if it had not been disturbed, to the bit, with nothing left over"))
