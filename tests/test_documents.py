@@ -60,12 +60,13 @@ def test_every_block_runs_and_prints_what_it_says(name, claims, tmp_path, monkey
 def test_every_command_is_one_that_its_program_takes(name, monkeypatch):
     """The arguments of each `python ...` line are parsed; nothing is run."""
     text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^    (?:python|torchrun --nproc-per-node \d) (\S+\.py) (.*)$", text, re.M)
+    line = r"^    (?:python|torchrun --nproc-per-node \d) (\S+\.py) (.*)$"
+    commands = re.findall(line, text, re.MULTILINE)
     assert commands
     for program, arguments in commands:
         path = ROOT / program
         assert path.exists(), program
-        known = path.read_text(encoding="utf-8") + (ROOT / "describe.py").read_text(encoding="utf-8")
-        known += (ROOT / "bench" / "training.py").read_text(encoding="utf-8")
+        sources = (path, ROOT / "describe.py", ROOT / "bench" / "training.py")  # that add options
+        known = "".join(source.read_text(encoding="utf-8") for source in sources)
         for option in re.findall(r"(?<!\S)--[a-z-]+", arguments.split("  #")[0]):
             assert f'"{option}"' in known, (program, option)

@@ -415,9 +415,5 @@ def test_a_runs_own_files_read_by_the_scorer_hold_what_the_run_scored(monkeypatc
     check_own_files(monkeypatch, [group for group, _ in parts], [output for _, output in parts])
 
 
-@pytest.mark.xfail(strict=True,
-                   raises=InputError,
-                   reason="needs a scorer that takes several references without a "
-                   "blank line for one group where there is one output")
 def test_the_files_of_a_run_with_a_single_test_table_hold_what_it_scored(monkeypatch):
     check_own_files(monkeypatch, [["A is a pub.", "A, a pub.", "Pub: A."]], ["A is a pub ."])

@@ -30,7 +30,8 @@ def settings(mode="network", **changes):
     """The settings of a training of two epochs of four steps."""
     first = train.Settings(
         mode="finetune" if mode == "finetune" else "prefix", model="tiny", data="sample", epochs=2,
-        lr=1e-2, batch_size=2, warmup_steps=0, max_examples=None, keep="last", prefix_length=3, prefix_form="network", prefix_hidden=12,
+        lr=1e-2, batch_size=2, warmup_steps=0, max_examples=None, keep="last", prefix_length=3,
+        prefix_form="network", prefix_hidden=12,
         prefix_words=None, clip=1.0, max_steps=None, seed=0, dtype="float32", num_beams=2,
         length_penalty=1.0, max_new_tokens=12)
     form = "network" if mode == "finetune" else mode

@@ -196,6 +196,9 @@ MEDIUM = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_laye
 
 def test_gpt2_mediums_published_sizes_are_those_of_its_name(tmp_path):
     write_json(tmp_path / "hparams.json", MEDIUM)  # as OpenAI published it
+    for name, size in ((INDEX, 10_000), (DATA, 1_419_292_672)):  # holes, of the published size
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size)
     config = load_config(tmp_path)
     assert config == SIZES["gpt2-medium"] and config.eos_token == 50256
     with torch.device("meta"):
