@@ -199,8 +199,6 @@ class Output(Text):
 # --- The alignment
 
 BEAM = 40  # paths that the search keeps
-# The cost of a path, one integer: matched words count for more than chunks, these than distance.
-MATCHED, CHUNK = 1 << 80, 1 << 50
 COST = operator.itemgetter(0)
 NOWHERE = -1  # the end of the last match, if the word before has none
 
@@ -250,6 +248,11 @@ class Pair:
         # A path: its cost; where its last match ends in the output and in the reference; the words
         # of the output that it uses, as bits; its matches, as (last match, those before it).
         paths = [(0, NOWHERE, 0, 0, None)]
+        # The cost is one number: a chunk costs more than all distances, a matched word gains more
+        # than all chunks.
+        longest = max(len(self.of_output), len(self.of_reference))
+        chunk = 1 + longest * sum(map(len, self.candidates))
+        gain = chunk * (2 + len(self.of_reference))
         after_fixed = 0
         for j, matches in enumerate([*self.candidates, []]):  # at the end the last chunk is closed
             if j < after_fixed:
@@ -258,11 +261,11 @@ class Pair:
                 # All paths do the same here; they differ in whether it goes on with their chunk.
                 i, n_output, n_reference, _ = self.fixed.get(j, (NOWHERE, 0, 1, None))
                 new_end = i + n_output
-                paths = [(cost + CHUNK * (end not in (i, NOWHERE)), new_end, reach, used, chosen)
+                paths = [(cost + chunk * (end not in (i, NOWHERE)), new_end, reach, used, chosen)
                          for cost, end, reach, used, chosen in _best(paths)]
                 after_fixed = j + n_reference
             else:
-                paths = self._branch(_best(paths), j, matches)
+                paths = self._branch(_best(paths), j, matches, gain, chunk)
         matches = _best(paths)[0][-1]
         alignment = list(self.fixed.items())
         while matches:
@@ -271,7 +274,7 @@ class Pair:
         return sorted(alignment)
 
     @staticmethod
-    def _branch(paths, j, matches):
+    def _branch(paths, j, matches, gain, chunk):
         """The paths behind position j: each path with each match that it can take, then without."""
         options = []
         for match in matches:
@@ -279,21 +282,22 @@ class Pair:
             exact = module == EXACT
             words = n_output + n_reference if exact else n_output // 2 + n_reference // 2
             ends, mask = (i + n_output, j + n_reference), (1 << n_output) - 1 << i
-            options.append((i, *ends, mask, MATCHED * words, abs(j - i), (j, match)))
+            options.append((i, *ends, mask, gain * words, abs(j - i), (j, match)))
         branched = []
         for path in paths:
             cost, end, reach, used, chosen = path
             if reach > j:  # inside a match that it has taken
                 branched.append(path)
                 continue
-            for i, new_end, new_reach, mask, gain, distance, match in options:
+            for i, new_end, new_reach, mask, gained, distance, match in options:
                 if not used & mask:
-                    chunk = 0 if end == i or end == NOWHERE else CHUNK
-                    new_cost = cost - gain + chunk
+                    new_cost = cost - gained
+                    if end != i and end != NOWHERE:
+                        new_cost += chunk
                     branched.append((new_cost, new_end, new_reach, used | mask, (match, chosen)))
                     cost += distance
             if end != NOWHERE:
-                cost += CHUNK
+                cost += chunk
             branched.append((cost, NOWHERE, reach, used, chosen))
             if len(options) > BEAM:  # so that not all of them are kept for all paths
                 branched = _best(branched)
@@ -414,6 +418,7 @@ class Meteor:
         tokens_of = functools.cache(normalize)
         self.references = [[tokens_of(text) for text in group] for group in references]
         self.table = meteor_data.paraphrases(folder, set().union(*self.references))
+        self.wanted = meteor_data.wanted_phrases(self.table)
 
     def score(self, outputs):
         """The score of the corpus, and a list of the score of each output.
@@ -430,7 +435,7 @@ class Meteor:
     def statistics(self, outputs):
         """For each output the 23 numbers of its best reference; of equally good ones, the first."""
         outputs = [normalize(text) for text in outputs]
-        paraphrases = Paraphrases(self.table, outputs)
+        paraphrases = Paraphrases(self.table, self.wanted, outputs)
         prepare = functools.cache(lambda tokens: Reference(tokens, self.lexicon, paraphrases))
         rows = []
         for tokens, group in zip(outputs, self.references, strict=True):

@@ -150,13 +150,17 @@ def scan(folder, phrases):
     return kept
 
 
+def wanted_phrases(entries):
+    """What the entries would have to find in an output."""
+    wanted = {b for sides, _, b in entries if sides != "B"}
+    wanted.update([a for sides, a, _ in entries if sides != "A"])
+    return wanted
+
+
 class Paraphrases:
     """Of the entries for some references those that can match with something in some outputs."""
 
-    def __init__(self, entries, outputs):
-        # What an entry would have to find in an output, and what of this is in one.
-        wanted = {b for sides, _, b in entries if sides != "B"}
-        wanted.update([a for sides, a, _ in entries if sides != "A"])
+    def __init__(self, entries, wanted, outputs):
         self.in_outputs = {phrase for tokens in set(outputs) for _, _, phrase in ngrams(tokens)
                            if phrase in wanted}
         # A phrase on one side -> its paraphrases on the other, in the table's order.

@@ -299,7 +299,7 @@ def test_stems_with_the_same_hash_are_equal(small):
 
 def test_synonyms_with_the_same_hash_are_matched_as_equal_words_only(small):
     lexicon = Lexicon(small)
-    paraphrases = Paraphrases([], [])
+    paraphrases = Paraphrases([], set(), [])
     lexicon.synsets = {"tv": {"9"}, "v8": {"9"}}.get
     output = Output(("tv",), lexicon, paraphrases)
     assert output.word_matches("v8") == [(0, 1, 1, EXACT)]
@@ -408,7 +408,8 @@ groups = st.lists(sentences | repetitive, min_size=1, max_size=4)
 
 def pairs_of(output, references, folder):
     lexicon = Lexicon(folder)
-    paraphrases = Paraphrases([("AB", *entry) for entry in ENTRIES], [output])
+    entries = [("AB", *entry) for entry in ENTRIES]
+    paraphrases = Paraphrases(entries, meteor_data.wanted_phrases(entries), [output])
     output = Output(output, lexicon, paraphrases)
     return [Pair(output, Reference(reference, lexicon, paraphrases)) for reference in references]
 

@@ -210,6 +210,12 @@ def test_scores_of_segments_are_those_of_the_port_to_python():
     assert nist == pytest.approx(words + math.log2(2) / 4 + math.log2(2) / 3)
 
 
+def test_a_negative_number_of_n_grams_counts_as_almost_none_as_in_the_port():
+    # Of "a b" the port counts 2 words, 1 bigram, 0 trigrams and -1 four-grams; sentBLEU adds 1.
+    _, smoothed, _ = mteval.segment_scores(["a b"], "a b")
+    assert smoothed == pytest.approx((3 / 3 * 2 / 2 * 1 / 1 * 1 / 1e-9) ** (1 / 4))
+
+
 @pytest.mark.parametrize("output", ["", "a", "a b", "a b c", "a b c d"])
 def test_segments_too_short_for_the_official_script_have_scores(output):
     for references in (["a b c d e"], [""], [output, ""]):
@@ -358,7 +364,8 @@ def test_the_source_column_is_known_by_how_its_header_begins(tmp_path, source):
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
     for name, text in (("out.txt", "a\nb\n"), ("out.tsv", 'mr\tout\nx\ta\ny\tb\n'),
-                       ("quoted.csv", '"mr","out"\nx,a\ny,b\n')):
+                       ("quoted.csv", '"mr","out"\nx,a\ny,b\n'),
+                       ("twice.csv", '"\ufeffmr","out"\nx,a\ny,b\n')):
         assert metrics.read_outputs(write(tmp_path / name, "\ufeff" + text)) == ["a", "b"]
     assert metrics.read_references(write(tmp_path / "ref.txt", "\ufeffa\n\nb\n")) == [["a"], ["b"]]
 

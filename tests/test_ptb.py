@@ -54,6 +54,7 @@ def test_tokens_equal_the_official_ones(kind, count, shared):
         ("No. 5 no. Mr. X etc. Then etc. and etc.", "no. 5 no . mr. x etc. . then etc. and etc. ."),
         ("Del. del. del", "del. del . del"),
         ("low., low.", "low. , low ."),
+        ("3,000-seat", "3,000-seat"),
         ("food.It 2.pdf and/or family-friendly 5of5", "food.it 2.pdf and/or family-friendly 5of5"),
         ("\"A\" “b” 'c' ‘x’ ``e''", "`` a '' `` b '' ` c ' ` x ' `` e ''"),
         (":-) (^_^) ;D", ":--rrb- -lrb-^_^-rrb- ; d"),
@@ -92,6 +93,11 @@ def test_rules(text, tokens):
 def test_rules_that_matter_for_odd_text(text, tokens):
     """As the official program has them, run on these texts."""
     assert lexed(text) == tokens
+
+
+def test_what_only_looks_like_a_tag_hides_none_that_is_one():
+    captions = ['a <<a b="c', 'd <a b="e, f', '">']
+    assert ptb.tokenize(captions) == ["a << a b = c", 'd <a\xa0b="e,\xa0f', '">']
 
 
 def test_a_tag_over_two_lines_shifts_no_others():
