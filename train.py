@@ -546,7 +546,8 @@ def main():
             train_and_score(settings, folder, device, args.decode_batch_size, args.resume)
         if RANK == 0 and len(runs) > 1 and all((folder / "scores.json").exists()
                                                for folder in runs):
-            compare_runs(runs, next(iter(runs)).parent)
+            with claim(out):
+                compare_runs(runs, out)
     except KeyboardInterrupt:
         again = [argument for argument in sys.argv if argument != "--resume"]
         raise KeyboardInterrupt(f"; go on with: python {shlex.join(again)} --resume") from None
