@@ -260,6 +260,13 @@ def test_score_of_a_pair_worked_out_by_hand(small):
     assert segment == total == pytest.approx(expected, rel=1e-14)
 
 
+def test_paraphrases_are_matched_in_both_directions(small):
+    numbers = Meteor([["cheap pub"], ["low cost pub"]], small).statistics(["low cost pub"] * 2)
+    assert [numbers[0][16:20], numbers[1][16:20]] == [(2, 1, 0, 0), (0, 0, 0, 0)]
+    (numbers,) = Meteor([["good for children"]], small).statistics(["kid friendly"])
+    assert numbers[16:20] == (2, 3, 0, 0)
+
+
 def test_the_corpus_score_is_that_of_the_sums(small):
     references, outputs = [["the pub is cheap"], ["a bar", "low cost"]], ["cheap pub", "low cost"]
     first, second = Meteor(references, small).statistics(outputs)

@@ -96,8 +96,8 @@ def test_rules_that_matter_for_odd_text(text, tokens):
 
 
 def test_what_only_looks_like_a_tag_hides_none_that_is_one():
-    captions = ['a <<a b="c', 'd <a b="e, f', '">']
-    assert ptb.tokenize(captions) == ["a << a b = c", 'd <a\xa0b="e,\xa0f', '">']
+    captions = ['<<a b="c', "<a b='e, f", '">', "g, h'> i"]
+    assert ptb.tokenize(captions) == ["<< a b = c", "<a\xa0b='e,\xa0f", '">', "g,\xa0h'> i"]
 
 
 def test_a_tag_over_two_lines_shifts_no_others():
