@@ -21,7 +21,9 @@ class InputError(ValueError):
 
 def run_command(main):
     """Runs a module's main(); a user's mistake ends as one line on stderr, without a traceback."""
-    sys.stderr.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's stream has no encoding of its own
+            stream.reconfigure(errors="backslashreplace")
     plain, sys.stdout = sys.stdout, Printable(sys.stdout)
     try:
         main()
@@ -48,7 +50,6 @@ class Printable:
     """
 
     def __init__(self, stream):
-        stream.reconfigure(errors="backslashreplace")
         self.stream = stream
 
     def write(self, text):

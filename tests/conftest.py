@@ -9,6 +9,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models so small, threads cost more than they do
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -172,10 +172,11 @@ NOT_COMPARABLE = "cannot be compared with them"
 def printed(monkeypatch, capsys):
     """printed(data) -> what score_test_set prints, with made-up sentences and scores."""
     monkeypatch.setattr(describe, "describe_tables",
-                        lambda run, tables, *args: ["A pub ."] * len(tables))
+                        lambda run, tables, *_, **__: ["A pub ."] * len(tables))
     made_up = {"BLEU": 0.5, "NIST": 8.0, "METEOR": 0.4, "ROUGE_L": 0.7, "CIDEr": 2.0}
     monkeypatch.setattr(metrics, "evaluate", lambda references, outputs: made_up)
-    run = Run({"mode": "prefix", "model": "tiny", "seed": 0}, None, None, None)
+    settings = {"mode": "prefix", "model": "tiny", "seed": 0}
+    run = Run(settings, load_tokenizer("tiny"), load_model("tiny"), None)
 
     def score(data):
         describe.score_test_set(run, data, BEAMS, 64)
