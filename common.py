@@ -127,6 +127,18 @@ def write_json(path, value):
     write_text(path, text + "\n")
 
 
+@contextmanager
+def reading(path, wrong="is damaged; fetch it again"):
+    """Makes whatever goes wrong in a block that reads `path` an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file shows it anywhere, and by nearly any exception
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise InputError(f"{path} {wrong} ({reason})") from None
+
+
 def read_json(path):
     """The object that a JSON file holds; raises InputError naming file and line."""
     try:

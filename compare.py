@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import metrics
-from common import InputError, read_json, run_command, write_aside
+from common import InputError, read_json, reading, run_command, write_aside
 from run_folder import read_settings
 
 # BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
@@ -35,31 +35,34 @@ def read_run(folder):
     if not (folder / "scores.json").exists():
         raise InputError(f"{folder} holds no finished run (scores.json is missing); train.py "
                          "--resume goes on with one")
-    scores = read_json(folder / "scores.json")
+    scores, settings, log = read_json(folder / "scores.json"), None, []
     if (folder / "run.json").exists():
-        settings = read_settings(folder)
-        log = read_log(folder / "log.jsonl")
-    else:  # what describe.py --out writes
-        signature = scores.get("signature") or {}
-        settings = {name: signature.get(name) for name in ("mode", "model", "data", "seed")}
-        settings |= signature.get("decoder") or {}
-        log = []
-    are_scores = all(isinstance(scores.get(name, ...), (int, float, type(None)))
-                     for name in metrics.METRICS)
-    if not are_scores or not isinstance(settings["mode"], str):
-        raise InputError(f"{folder}/scores.json is damaged; describe.py --data makes it anew")
+        settings, log = read_settings(folder), read_log(folder / "log.jsonl")
+    with reading(folder / "scores.json", "is damaged; describe.py --data makes it anew"):
+        costs = scores.get("costs") or {}
+        numbers = [scores[name] for name in metrics.METRICS] + [costs.get(name) for name in COSTS]
+        if not all(value is None or is_number(value) for value in numbers):
+            raise ValueError("a score or a cost is no number")
+        if settings is None:  # what describe.py --out writes
+            signature = scores["signature"]
+            settings = {name: str(signature[name]) for name in ("mode", "model", "data", "seed")}
+            settings |= signature["decoder"]
     return FinishedRun(settings, scores, log)
 
 
 def read_log(path):
     """The entries of a log.jsonl. Raises InputError naming the line that is none."""
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            entries.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            raise InputError(f"{path}, line {number}: not an entry of a log") from None
+    with reading(path, "is damaged; leave this run out"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            entries.append(json.loads(line))
+            if not all(map(is_number, entries[-1].values())):
+                raise ValueError(f"line {number} holds what is no number")
     return entries
+
+
+def is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def group_runs(runs):

@@ -7,13 +7,12 @@ refused by name, and whatever is wrong inside a file ends in one error that name
 import re
 import shutil
 import zipfile
-from contextlib import contextmanager
 
 import safetensors
 import safetensors.torch
 import torch
 
-from common import InputError, read_json, write_aside, write_json
+from common import InputError, read_json, reading, write_aside, write_json
 
 
 def check_file(path):
@@ -24,18 +23,6 @@ def check_file(path):
         if file.read(64).startswith(b"version https://git-lfs"):
             raise InputError(f"{path} is a Git LFS pointer, not the file: run git lfs pull")
     return path
-
-
-@contextmanager
-def reading(path, wrong="is damaged; fetch it again"):
-    """Makes whatever goes wrong in a block that reads `path` an InputError that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file shows it anywhere, and by nearly any exception
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise InputError(f"{path} {wrong} ({reason})") from None
 
 
 SIZES = {  # OpenAI's names, which are ours -> Hugging Face's
