@@ -89,7 +89,8 @@ def group_runs(runs):
         same_mode = [run.settings for run in runs if run.settings["mode"] == own["mode"]]
         for name, value in key:
             differs = any(other.get(name, value) != value for other in same_mode)
-            if differs and value is not None and name not in ("model", "data", "prefix_length"):
+            is_shown = name in ("model", "data", "prefix_length") or name.endswith("_sha256")
+            if differs and value is not None and not is_shown:
                 shown.append(f"{name} {textwrap.shorten(str(value), 40, placeholder=' ...')}")
         label = ", ".join(shown)
         if label in labelled:  # shortened, some agree

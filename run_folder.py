@@ -1,18 +1,23 @@
-"""A run's folder: what may be written into it, by whom, and what its run was made from.
+"""A run's folder: what may be written into it, by whom, what its run was made from, how it goes on.
 
 run.json holds the settings and the SHA-256 of base, vocabulary and data, so that what goes on, or
-describes a table, does so with the same.
+describes a table, does so with the same. training.pt holds the state of the training.
 """
 
 import hashlib
+import json
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import crc32c
+import torch
 from filelock import FileLock, Timeout
 
-from common import ASIDE, InputError, read_json
+from common import ASIDE, InputError, read_json, write_aside, write_text
+from processes import RANK
 
 LOCK = ".lock"
 
@@ -120,3 +125,68 @@ def fingerprint_tokenizer(tokenizer):
         except KeyError:  # an id without a text
             continue
     return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------
+# The state of a training, and its log
+# --------------------------------------------------------------------------------------------------
+
+
+def save_state(folder, parts, step, log):
+    """Writes what is needed to go on to folder/training.pt; returns how many seconds it took.
+
+    Behind PyTorch's own bytes, which it reads without a check, stands their CRC32C.
+    """
+    started = time.monotonic()
+    if RANK > 0:
+        return 0.0
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with write_aside(folder / "training.pt") as path:
+        torch.save(state | {"step": step, "log": log}, path)
+        checksum = checksum_of(path, path.stat().st_size)
+        with open(path, "ab") as file:
+            file.write(checksum.to_bytes(4, "little"))
+    return time.monotonic() - started
+
+
+def load_state(folder, parts, device):
+    """Sets `parts` to what folder/training.pt holds; returns (step, log), (0, []) without one."""
+    path = folder / "training.pt"
+    if not path.exists():
+        return 0, []
+    size = max(0, path.stat().st_size - 4)
+    with open(path, "rb") as file:
+        file.seek(size)
+        stored = file.read()
+    if checksum_of(path, size).to_bytes(4, "little") != stored:
+        raise InputError(f"{path} is damaged, so that training cannot go on from it; start anew "
+                         "with another --out")
+    state = torch.load(path, device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"], state["log"]
+
+
+def checksum_of(path, size):
+    """The CRC32C of the first `size` bytes of a file."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while size > 0 and (chunk := file.read(min(size, 1 << 24))):
+            checksum = crc32c.crc32c(chunk, checksum)
+            size -= len(chunk)
+    return checksum
+
+
+def start_log(folder, log):
+    """Writes the entries so far to folder/log.jsonl: what came after the state was saved, goes."""
+    if RANK == 0:
+        write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
+
+
+def write_log(folder, log, **entry):
+    """Adds an entry to `log`, and to folder/log.jsonl as a line."""
+    log.append(entry)
+    if RANK > 0:
+        return
+    with open(folder / "log.jsonl", "a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(entry, allow_nan=False) + "\n")

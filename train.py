@@ -7,7 +7,6 @@
 
 import argparse
 import copy
-import json
 import math
 import re
 import shlex
@@ -17,14 +16,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import crc32c
 import torch
 import torch.nn.functional as F
 
 import metrics
 from beam import banned_tokens, check_search
-from common import (ROOT, InputError, progress_bar, run_command, sha256, write_aside, write_json,
-                    write_text)
+from common import ROOT, InputError, progress_bar, run_command, sha256, write_json
 from compare import check_drawing, compare_runs, draw_losses
 from describe import DECODER, add_decoder_arguments, load_run, score_test_set
 from e2e_data import (SPLITS, check_length, data_file, encode_example, find_data, make_batch,
@@ -34,7 +31,8 @@ from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_both, load_
 from prefix import FORMS, HIDDEN, Prefix, activations, count_parameters, save_prefix
 from processes import RANK, WORLD, add_up, join, wait_for_all
 from run_folder import (Settings, check_new, check_same, claim, fingerprint_model,
-                        fingerprint_tokenizer, read_settings)
+                        fingerprint_tokenizer, load_state, read_settings, save_state, start_log,
+                        write_log)
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper
 SMALL = 50_000_000  # parameters; a smaller base wants more:
@@ -112,9 +110,11 @@ def train(settings, model, prefix, encoded, validation, folder):
     if settings.keep == "best":
         parts["best"] = copy.deepcopy(trained)
     step, log = load_state(folder, parts, device)
-    if RANK == 0:
-        write_text(folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
-    save_every = max(SAVE_EVERY, 50 * save_state(folder, parts, step, log))  # 2% of the time
+    start_log(folder, log)
+    seconds = save_state(folder, parts, step, log)
+    if step == 0:  # AdamW's two moments of each parameter come with the first step
+        seconds *= 3
+    save_every = max(SAVE_EVERY, 50 * seconds)  # at most 2% of the time
     print(f"Step {step:,} of {last_step:,}. What is needed to go on is saved after each epoch and "
           f"every {save_every / 60:.0f} minutes: no more is lost where it stops.", flush=True)
     losses, n_tokens, started = [], 0, time.monotonic()  # since the last line of the log
@@ -198,59 +198,6 @@ def check_losses(losses, step, lr, folder):
                          "finite number any more, and training on would be of no use; start anew "
                          f"with a lower --lr and another --out ({folder}/training.pt holds the "
                          "last good state)")
-
-
-def save_state(folder, parts, step, log):
-    """Writes what is needed to go on to folder/training.pt; returns how many seconds it took.
-
-    Behind PyTorch's own bytes, which it reads without a check, stands their CRC32C.
-    """
-    started = time.monotonic()
-    if RANK > 0:
-        return 0.0
-    state = {name: part.state_dict() for name, part in parts.items()}
-    with write_aside(folder / "training.pt") as path:
-        torch.save(state | {"step": step, "log": log}, path)
-        checksum = checksum_of(path, path.stat().st_size)
-        with open(path, "ab") as file:
-            file.write(checksum.to_bytes(4, "little"))
-    return time.monotonic() - started
-
-
-def load_state(folder, parts, device):
-    """Sets `parts` to what folder/training.pt holds; returns (step, log), (0, []) without one."""
-    path = folder / "training.pt"
-    if not path.exists():
-        return 0, []
-    size = max(0, path.stat().st_size - 4)
-    with open(path, "rb") as file:
-        file.seek(size)
-        stored = file.read()
-    if checksum_of(path, size).to_bytes(4, "little") != stored:
-        raise InputError(f"{path} is damaged, so that training cannot go on from it; start anew "
-                         "with another --out")
-    state = torch.load(path, device, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return state["step"], state["log"]
-
-
-def checksum_of(path, size):
-    """The CRC32C of the first `size` bytes of a file."""
-    checksum = 0
-    with open(path, "rb") as file:
-        while size > 0 and (chunk := file.read(min(size, 1 << 24))):
-            checksum = crc32c.crc32c(chunk, checksum)
-            size -= len(chunk)
-    return checksum
-
-
-def write_log(folder, log, **entry):
-    log.append(entry)
-    if RANK > 0:
-        return
-    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
 def reset_peak_memory(device):

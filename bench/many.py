@@ -30,7 +30,7 @@ NUM_BEAMS = 5
 
 
 def peft_adapters(twin, prefixes):
-    """PEFT's model around `hugging_face_twin(...)`, with an adapter "0", "1", ... for each prefix."""
+    """PEFT's model around the Hugging Face twin, with an adapter "0", "1", ... for each prefix."""
     from peft import PrefixTuningConfig, get_peft_model
 
     peft_model = None
@@ -126,7 +126,8 @@ def main():
             written[name] = ways[name]()  # lists: the device has done all of it
             seconds[name].append(time.perf_counter() - started)
     print(f"{args.model}'s shape, {args.tasks} prefixes of length {args.prefix_length}, "
-          f"{args.tables} tables each, {NUM_BEAMS} beams, {args.max_new_tokens} new tokens, float32, {device} "
+          f"{args.tables} tables each, {NUM_BEAMS} beams, {args.max_new_tokens} new tokens, "
+          f"float32, {device} "
           f"({torch.get_num_threads()} threads); medians of {args.rounds} rounds\n")
     for name in ways:
         ratios = [a / b for a, b in zip(seconds[name][1:], seconds["one batch"][1:])]
