@@ -2,10 +2,11 @@ PYTHON ?= python3
 
 demo: .venv/installed
 	rm -rf runs/demo
-	@echo "What the base alone makes of the test tables:"
-	.venv/bin/python describe.py tiny --data sample
-	@echo "What it makes of them with a prefix:"
+	.venv/bin/python describe.py tiny --data sample --out runs/demo/base
 	.venv/bin/python train.py --mode prefix --demo
+	.venv/bin/python train.py --mode finetune --demo
+	.venv/bin/python compare.py runs/demo/base runs/demo/prefix runs/demo/finetune --tables 3 \
+		--out runs/demo
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest

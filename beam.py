@@ -1,7 +1,7 @@
 """Beam search over a key/value cache, many prompts of different lengths at once.
 
     python beam.py "name : Blue Spice | Type : pub"      one search, as a tree of its beams
-    python beam.py --prefix runs/demo                    the same with a prefix in front
+    python beam.py --prefix runs/demo/prefix                    the same with a prefix in front
 """
 
 import argparse
@@ -220,30 +220,48 @@ class WatchedSearch(Search):
         return grown_from
 
 
+def branches(search):
+    """The tree of all beams of a WatchedSearch, as {fork: where the runs of tokens from it end}.
+
+    Beams are tuples of tokens; the first fork is (). The likeliest run of a fork comes first. One
+    that leads nowhere, with no runs of its own, was pushed out by better beams, or has ended.
+    """
+    finished = {tuple(hypothesis.tokens) for hypothesis in search.finished}
+    children = {(): []}
+    for beam in sorted(search.seen):  # a beam stands before those that grew out of it
+        children[beam] = []
+        children[beam[:-1]].append(beam)
+
+    def end_of_run(beam):
+        while len(children[beam]) == 1 and beam not in finished:
+            (beam,) = children[beam]
+        return beam
+
+    forks, new = {}, [()]
+    while new:
+        fork = new.pop()
+        likeliest_first = sorted(children[fork], key=lambda child: -search.seen[child])
+        forks[fork] = [end_of_run(child) for child in likeliest_first]
+        new += forks[fork]
+    return forks
+
+
 def draw_tree(search, tokenizer):
     """The lines of a tree of all beams of a WatchedSearch; the finished ones show their scores.
 
     A line is a run of tokens from one fork to the next, and the sum of log-probabilities at its
-    end. What leads nowhere was pushed out by better beams.
+    end.
     """
     finished = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in search.finished}
-    children = {(): []}
-    for node in sorted(search.seen):  # a beam stands before those that grew out of it
-        children[node] = []
-        children[node[:-1]].append(node)
-    best = max(finished, key=finished.get)
-    lines = []
+    best, forks, lines = max(finished, key=finished.get), branches(search), []
 
-    def ending(node):
-        score = f"   ends, score {finished[node]:.3f}" if node in finished else ""
-        return score + "   <- the best" * (node == best)
+    def ending(beam):
+        score = f"   ends, score {finished[beam]:.3f}" if beam in finished else ""
+        return score + "   <- the best" * (beam == best)
 
-    def draw(node, indent):
-        for child in sorted(children[node], key=lambda child: -search.seen[child]):
-            end = child
-            while len(children[end]) == 1 and end not in finished:
-                (end,) = children[end]
-            text = tokenizer.decode(list(end[len(node) :]))
+    def draw(fork, indent):
+        for end in forks[fork]:
+            text = tokenizer.decode(list(end[len(fork) :]))
             lines.append(f"{search.seen[end]:8.2f}  {indent}{text}{ending(end)}")
             draw(end, indent + "    ")
 

@@ -2,6 +2,7 @@
 
     python compare.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e     scores, costs, losses.png
     python compare.py runs/prefix-tiny-e2e/l*     of several lengths: also curve.png (Figure 2)
+    python compare.py runs/demo/* --tables 3      and what each says of three test tables
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import metrics
 from common import InputError, read_json, reading, run_command, write_aside
+from e2e_data import find_data, group_by_table, read_split
 from run_folder import read_settings
 
 # BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
@@ -121,12 +123,27 @@ def score_rows(groups):
     return rows
 
 
-COSTS = {  # what scores.json calls a cost -> its head in the table, how it is shown
-    "trained": ("parameters trained", "{:,.0f}"), "kept": ("kept", "{:,.0f}"),
+SIZES = {"trained": "parameters trained", "kept": "kept"}  # in scores.json, in the table
+COSTS = {  # the same of costs, and how they are shown
     "seconds_per_step": ("seconds a step", "{:.3f}"),
     "tokens_per_second": ("tokens a second", "{:,.0f}"),
     "peak_memory": ("GiB at the peak", "{:.2f}"),
 }
+
+
+def format_scores(groups):
+    """A table of each group's scores, and of how many parameters it trains and keeps."""
+    rows, sizes = score_rows(groups), {}
+    for label, runs in groups.items():
+        costs = runs[0].scores.get("costs") or {}
+        sizes[label] = [f"{costs[name]:,.0f}" if costs.get(name) else "-" for name in SIZES]
+    scores = metrics.format_table(rows).splitlines()
+    width = max(map(len, scores))
+    lines = [f"{scores[0]:<{width}}" + "".join(f"{head:>20}" for head in SIZES.values())]
+    for (label, _), line in zip(rows, scores[1:]):
+        cells = sizes.get(label.partition(", mean of ")[0], [])
+        lines.append(f"{line:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
+    return "\n".join(lines)
 
 
 def format_costs(groups):
@@ -151,6 +168,29 @@ def format_costs(groups):
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}" + "".join(f"{cell:>20}" for cell in cells)
                      for label, cells in rows)
+
+
+def read_sentences(folder, n_tables, data):
+    """The sentences of a run, one for each of the tables. Raises InputError."""
+    path = Path(folder) / "outputs.txt"
+    if not path.exists():
+        raise InputError(f"{path} is missing: {folder} holds no finished run")
+    outputs = path.read_text(encoding="utf-8").split("\n")[:-1]
+    if len(outputs) != n_tables:
+        raise InputError(f"{path} has {len(outputs)} lines for the {n_tables} tables of {data}")
+    return outputs
+
+
+def format_sentences(folders, data, n):
+    """What each run and a person say of `n` test tables of `data`, spread over them."""
+    groups = group_by_table(read_split(find_data(data), "test"))
+    said = {Path(folder).name: read_sentences(folder, len(groups), data) for folder in folders}
+    said["a person"] = [references[0] for references in groups.values()]
+    width, blocks = max(map(len, ["table", *said])), []
+    for i in (i * len(groups) // n for i in range(min(n, len(groups)))):
+        lines = {"table": list(groups)[i]} | {name: says[i] for name, says in said.items()}
+        blocks.append("\n".join(f"{name:<{width}}  {text}" for name, text in lines.items()))
+    return "\n\n".join(blocks)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -199,13 +239,13 @@ def draw_curve(groups, path):
     save_figure(figure, path)
 
 
-def new_figure():
+def new_figure(width=7, height=4):
     import matplotlib
 
     matplotlib.use("Agg")  # draws to files, needs no screen
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -227,10 +267,13 @@ def save_figure(figure, path):
 # --------------------------------------------------------------------------------------------------
 
 
-def compare_runs(folders, out):
+def compare_runs(folders, out, n_tables=0):
     """Prints the tables of finished runs and draws their figures into the folder `out`."""
-    groups = group_runs([read_run(folder) for folder in folders])
-    print("\n" + metrics.format_table(score_rows(groups)))
+    runs = [read_run(folder) for folder in folders]
+    groups = group_runs(runs)
+    if n_tables:
+        print("\n" + format_sentences(folders, runs[0].settings["data"], n_tables))
+    print("\n" + format_scores(groups))
     print("\n" + format_costs(groups))
     drawn = []
     logs = {label: [run.log for run in runs] for label, runs in groups.items() if runs[0].log}
@@ -252,8 +295,12 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py wrote")
     parser.add_argument("--out", default="runs", metavar="DIR",
                         help="where the figures go (default: runs)")
+    parser.add_argument("--tables", type=int, default=0, metavar="N", help="show what each run "
+                        "says of so many test tables, and a person (default: %(default)s)")
     args = parser.parse_args()
-    compare_runs(args.runs, args.out)
+    if args.tables < 0:
+        raise InputError(f"--tables must be 0 or more, but is {args.tables}")
+    compare_runs(args.runs, args.out, args.tables)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 
 From a program:
     from describe import describe_tables, load_run
-    run = load_run("runs/demo")
+    run = load_run("runs/demo/prefix")
     sentences = describe_tables(run, ["name : Blue Spice | Type : pub"])
 """
 
@@ -234,7 +234,7 @@ def add_decoder_arguments(parser):
 def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="A run describes tables, or is scored on a test set.",
-        epilog='example: python describe.py runs/demo "name : Blue Spice | Type : pub"')
+        epilog='example: python describe.py runs/demo/prefix "name : Blue Spice | Type : pub"')
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder that train.py wrote, or a bare model: tiny, "
         "gpt2-medium, ... or its folder")

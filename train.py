@@ -37,8 +37,9 @@ from run_folder import (Settings, check_new, check_same, claim, fingerprint_mode
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper
 SMALL = 50_000_000  # parameters; a smaller base wants more:
 SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 3e-3, "direct": 0.1, "finetune": 1e-3}
-DEMO = "--model tiny --data sample --epochs 5 --prefix-length 50 --prefix-form direct" \
-       " --out runs/demo"
+DEMO = {  # mode -> its arguments
+    "prefix": "--epochs 5 --prefix-length 50 --prefix-form direct --out runs/demo/prefix",
+    "finetune": "--epochs 2 --out runs/demo/finetune"}
 LOG_EVERY = 10  # steps
 SAVE_EVERY = 120  # seconds
 WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is described and scored"}
@@ -356,7 +357,8 @@ def parse_arguments():
         "scores.json, loss.png.")
     add = parser.add_argument
     add("--mode", required=True, choices=("prefix", "finetune"), help="what is trained")
-    add("--demo", action="store_true", help=f"other defaults: {DEMO}")
+    add("--demo", action="store_true", help="other defaults: --model tiny --data sample, "
+        + ", ".join(f"{mode} {arguments}" for mode, arguments in DEMO.items()))
     add("--model", default="gpt2-medium", metavar="NAME|DIR", help="the base: tiny, gpt2, "
         "gpt2-medium, gpt2-large, gpt2-xl (downloaded on first use) or a folder (default: "
         "%(default)s)")
@@ -397,10 +399,10 @@ def parse_arguments():
     add("--resume", action="store_true",
         help="go on where the same command was stopped; of several runs, with those not finished")
     add_decoder_arguments(parser)
-    given = sys.argv[1:]
-    if "--demo" in given:
-        given = [*DEMO.split(), *given]  # what stands last wins
-    args = parser.parse_args(given)
+    args = parser.parse_args()
+    if args.demo:
+        demo = ["--model", "tiny", "--data", "sample", *DEMO[args.mode].split()]
+        args = parser.parse_args(demo + sys.argv[1:])  # what stands last wins
     for name in ("epochs", "batch_size", "prefix_hidden", "max_steps", "max_examples", "lr", "clip",
                  "num_beams", "max_new_tokens", "decode_batch_size", "prefix_length"):
         value = getattr(args, name)

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
 from common import InputError, run_command  # noqa: E402
+from compare import read_sentences  # noqa: E402
 from e2e_data import find_data, group_by_table, read_split  # noqa: E402
 
 
@@ -128,17 +129,6 @@ def near_twice(pairs):
     return sum(n > 1 for n in times) / len(times)
 
 
-def read_outputs(run, n_tables, data):
-    """The sentences of a run, one for each of the tables. Raises InputError."""
-    path = Path(run) / "outputs.txt"
-    if not path.exists():
-        raise InputError(f"{path} is missing: {run} holds no finished run")
-    outputs = path.read_text(encoding="utf-8").split("\n")[:-1]
-    if len(outputs) != n_tables:
-        raise InputError(f"{path} has {len(outputs)} lines for the {n_tables} tables of {data}")
-    return outputs
-
-
 def share(counts, slot, judgement):
     """How many of a slot's (None: of all slots') values are judged so, in per cent."""
     of_slot = {key: n for key, n in counts.items() if slot in (None, key[0])}
@@ -156,7 +146,7 @@ def main():
     args = parser.parse_args()
     examples = read_split(find_data(args.data), "test")
     tables = list(group_by_table(examples))
-    said = {run: list(zip(tables, read_outputs(run, len(tables), args.data))) for run in args.runs}
+    said = {run: list(zip(tables, read_sentences(run, len(tables), args.data))) for run in args.runs}
     said["the references"] = examples
     rows = {name: count(pairs) for name, pairs in said.items()}
 

@@ -84,6 +84,39 @@ def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):
         assert str(tmp_path / figure) in done.stdout
 
 
+def test_what_is_trained_and_kept_stands_beside_the_scores(tmp_path):
+    runs = write_runs(tmp_path, [{}, {}, {"mode": "finetune"}])
+    head, of_prefix, spread, tuned = compare.format_scores(compare.group_runs(runs)).splitlines()
+    assert head.split()[-3:] == ["parameters", "trained", "kept"]
+    assert of_prefix.split()[-2:] == tuned.split()[-2:] == ["1,000", "10"]
+    assert spread.split()[-1] == "0.0000"  # CIDEr's
+    assert len(head) == len(of_prefix) == len(tuned)
+
+
+def test_each_run_and_a_person_are_shown_on_the_same_tables(tmp_path):
+    write = {"test": "name : A||One .\nname : A||Uno .\nname : B||Two .\nname : C||Three .\n"}
+    for split, text in write.items():
+        (tmp_path / f"src1_{split}.txt").write_text(text, encoding="utf-8")
+    folders = [write_run(tmp_path / name, 0.5, data=str(tmp_path)) for name in ("base", "tuned")]
+    for folder in folders:
+        (folder / "outputs.txt").write_text("a\nb\nc\n", encoding="utf-8")
+    shown = compare.format_sentences(folders, tmp_path, 2)
+    assert shown.split("\n\n") == [
+        "table     name : A\nbase      a\ntuned     a\na person  One .",
+        "table     name : B\nbase      b\ntuned     b\na person  Two ."]
+    done = run_here(compare.main, *folders, "--out", tmp_path, "--tables", 9)
+    assert done.error is None and done.stdout.count("a person") == 3
+
+
+def test_outputs_that_are_not_there_or_of_other_tables_are_told(tmp_path):
+    with pytest.raises(InputError, match="outputs.txt is missing: .* holds no finished run"):
+        compare.read_sentences(tmp_path, 2, "e2e")
+    (tmp_path / "outputs.txt").write_text("A pub .\n", encoding="utf-8")
+    assert compare.read_sentences(tmp_path, 1, "e2e") == ["A pub ."]
+    with pytest.raises(InputError, match="has 1 lines for the 2 tables of e2e"):
+        compare.read_sentences(tmp_path, 2, "e2e")
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are drawn in this test, in place of their files."""

@@ -86,15 +86,6 @@ def test_the_command_prints_for_each_slot_what_runs_and_references_leave_out(
     ]
 
 
-def test_outputs_that_are_not_there_or_of_other_tables_are_told(data):
-    with pytest.raises(InputError, match="outputs.txt is missing: .* holds no finished run"):
-        slots.read_outputs(data, 2, "e2e")
-    (data / "outputs.txt").write_text("A pub .\n", encoding="utf-8")
-    assert slots.read_outputs(data, 1, "e2e") == ["A pub ."]
-    with pytest.raises(InputError, match="has 1 lines for the 2 tables of e2e"):
-        slots.read_outputs(data, 2, "e2e")
-
-
 def test_worked_examples_hold():
     result = doctest.testmod(slots)
     assert result.failed == 0 and result.attempted > 0

@@ -662,3 +662,15 @@ def test_a_model_whose_tokenizer_ends_texts_with_another_token_is_refused(tmp_pa
     assert load_model(folder).config.eos_token == 7
     done = train_here(small_data, tmp_path / "run", "--model", folder)
     assert "<|endoftext|> is token 4095 of the vocabulary, but the model ends with 7" in done.error
+
+
+def test_the_demo_is_a_set_of_defaults_that_others_overrule(monkeypatch):
+    def parsed(*arguments):
+        monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+        return train.parse_arguments()
+
+    prefix = parsed("--demo", "--mode", "prefix")
+    assert (prefix.model, prefix.data, prefix.out) == ("tiny", "sample", "runs/demo/prefix")
+    assert (prefix.prefix_form, prefix.prefix_length, prefix.lr) == ("direct", [50], 0.1)
+    tuned = parsed("--mode", "finetune", "--demo", "--epochs", "1")
+    assert (tuned.out, tuned.epochs, tuned.lr) == ("runs/demo/finetune", 1, 1e-3)
