@@ -11,6 +11,14 @@ demo: .venv/installed
 test: .venv/installed-dev
 	.venv/bin/python -m pytest
 
+results: .venv/installed
+	.venv/bin/python results/make.py
+	.venv/bin/python results/tables.py
+	$(MAKE) figures
+
+figures: .venv/installed
+	.venv/bin/python figures/make.py
+
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -r requirements.txt
@@ -21,4 +29,4 @@ test: .venv/installed-dev
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: demo test
+.PHONY: demo test results figures

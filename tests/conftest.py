@@ -144,6 +144,17 @@ def pad_right(prompts):
     return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
 
 
+def hugging_face_cache(past, batch):
+    """Our past as Hugging Face's cache; it knows no sharing among rows, so it is repeated."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(past):
+        key, value = (tensor.expand(batch, -1, -1, -1).clone() for tensor in (key, value))
+        cache.update(key, value, layer)
+    return cache
+
+
 def hugging_face_loss(twin, examples):
     """The mean loss over the answers of (prompt, answer), by a model of Hugging Face's or PEFT's.
 

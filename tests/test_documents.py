@@ -1,12 +1,18 @@
-"""README.md and TUTORIAL.md are true: their Python runs, what they say it prints is printed."""
+"""README.md and TUTORIAL.md are true: their Python runs and prints what they say, as do their
+commands; what they quote stands there. RESULTS.md's commands, which take hours, are parsed."""
 
+import argparse
 import contextlib
+import importlib
 import io
+import json
 import re
+import shlex
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_here
 
+from e2e_data import read_split
 from gpt2 import load_config
 from prefix import Prefix, save_prefix
 
@@ -43,7 +49,7 @@ def test_every_block_runs_and_prints_what_it_says(name, claims, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").symlink_to(ROOT / "models")
     config = load_config("tiny")
-    save_prefix(Prefix(config, 3), tmp_path / "runs" / "demo", ROOT / "models" / "tiny")
+    save_prefix(Prefix(config, 3), tmp_path / "runs/demo/prefix", ROOT / "models/tiny")
     names, checked = {}, 0
     for block in python_blocks(name):
         output = io.StringIO()
@@ -56,17 +62,80 @@ def test_every_block_runs_and_prints_what_it_says(name, claims, tmp_path, monkey
     assert python_blocks(name) and checked >= claims
 
 
+@pytest.mark.parametrize("name", ["README.md", "TUTORIAL.md"])
+def test_what_is_quoted_from_a_module_stands_there(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    quotes = re.findall(r"^```python (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert quotes or name == "README.md"
+    for module, quote in quotes:
+        lines = [line.strip() for line in quote.splitlines()]
+        of_module = [line.strip() for line in (ROOT / module).read_text("utf-8").splitlines()]
+        assert any(of_module[at : at + len(lines)] == lines for at in range(len(of_module))), quote
+
+
+# --------------------------------------------------------------------------------------------------
+# Commands
+# --------------------------------------------------------------------------------------------------
+
+
+class Parsed(Exception):
+    """Raised once a program's arguments are parsed, so that nothing is run."""
+
+
+def commands(name):
+    """(program, its arguments, whether it is said to take long) of each command of a document."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    line = r"^    (?:python|torchrun --nproc-per-node \d) (-m metrics|\S+\.py)(.*)$"
+    for program, rest in re.findall(line, text, re.MULTILINE):
+        is_long = name == "RESULTS.md" or re.search(r"#.*\b(minutes?|hours?|a run each)\b", rest)
+        yield program, shlex.split(rest, comments=True), bool(is_long)
+
+
+def main_of(program):
+    name = "metrics.__main__" if program == "-m metrics" else program[:-3].replace("/", ".")
+    assert (ROOT / f"{name.replace('.', '/')}.py").exists(), program
+    return importlib.import_module(name).main
+
+
 @pytest.mark.parametrize("name", ["README.md", "TUTORIAL.md", "RESULTS.md"])
 def test_every_command_is_one_that_its_program_takes(name, monkeypatch):
-    """The arguments of each `python ...` line are parsed; nothing is run."""
-    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-    line = r"^    (?:python|torchrun --nproc-per-node \d) (\S+\.py) (.*)$"
-    commands = re.findall(line, text, re.MULTILINE)
-    assert commands
-    for program, arguments in commands:
-        path = ROOT / program
-        assert path.exists(), program
-        sources = (path, ROOT / "describe.py", ROOT / "bench" / "training.py")  # that add options
-        known = "".join(source.read_text(encoding="utf-8") for source in sources)
-        for option in re.findall(r"(?<!\S)--[a-z-]+", arguments.split("  #")[0]):
-            assert f'"{option}"' in known, (program, option)
+    for method in ("parse_args", "parse_intermixed_args"):
+        def parse(self, *args, original=getattr(argparse.ArgumentParser, method)):
+            original(self, *args)
+            raise Parsed
+        monkeypatch.setattr(argparse.ArgumentParser, method, parse)
+    found = list(commands(name))
+    assert found
+    for program, arguments, _ in found:
+        with pytest.raises(Parsed):
+            run_here(main_of(program), *arguments)
+
+
+@pytest.mark.parametrize("name", ["README.md", "TUTORIAL.md"])
+def test_every_command_that_is_quick_runs(name, tmp_path, monkeypatch, prefix_run, finetune_run,
+                                          small_data):
+    """In a folder where each run that is named is a small one, and DIR is data of one's own."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "own"
+    own.mkdir()
+    for split, n in (("train", 40), ("valid", 4), ("test", 4)):
+        rows = [json.dumps({"table": table, "text": text})
+                for table, text in read_split(small_data, split)[:n]]
+        (own / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    words = {"DIR": own, "REFERENCES": prefix_run[0] / "references.txt",
+             "OUTPUTS": prefix_run[0] / "outputs.txt", "[OUTPUTS": prefix_run[0] / "outputs.txt",
+             "...]": finetune_run[0] / "outputs.txt"}
+    n_run = 0
+    for program, arguments, is_long in commands(name):
+        if is_long:
+            continue
+        for argument in arguments:
+            if argument.startswith("runs/") and not (tmp_path / argument).exists():
+                (tmp_path / argument).parent.mkdir(parents=True, exist_ok=True)
+                run = finetune_run if "finetune" in argument else prefix_run
+                (tmp_path / argument).symlink_to(run[0])
+        done = run_here(main_of(program), *(words.get(argument, argument)
+                                            for argument in arguments))
+        assert done.error is None and done.stdout.strip(), (program, arguments, done.error)
+        n_run += 1
+    assert n_run >= {"README.md": 5, "TUTORIAL.md": 1}[name]

@@ -5,11 +5,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import (assert_close, hugging_face_loss, hugging_face_twin, pad_right, random_config,
-                      random_examples, random_model, random_past, random_prompts, rows_seen)
+from conftest import (assert_close, hugging_face_cache, hugging_face_loss, hugging_face_twin,
+                      pad_right, random_config, random_examples, random_model, random_past,
+                      random_prompts, rows_seen)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache
 
 from beam import rows_that_stay
 from common import InputError
@@ -23,15 +23,6 @@ def model_and_twin(seed):
     """A random model, the same as Hugging Face's, and a source of random numbers."""
     model = random_model(random_config(seed), seed)
     return model, hugging_face_twin(model), random.Random(seed)
-
-
-def hugging_face_cache(past, batch):
-    """Our past as Hugging Face's cache; it knows no sharing among rows, so it is repeated."""
-    cache = DynamicCache()
-    for layer, (key, value) in enumerate(past):
-        key, value = (tensor.expand(batch, -1, -1, -1).clone() for tensor in (key, value))
-        cache.update(key, value, layer)
-    return cache
 
 
 def gradients_of(model, logits):

@@ -471,7 +471,7 @@ def test_the_three_lines_in_the_docstring_describe_a_table(runs):
     lines = re.search(r"From a program:\n((?:    .*\n)+)", describe.__doc__)[1].replace("    ", "")
     assert len(lines.splitlines()) == 3
     values = {}
-    exec(lines.replace("runs/demo", str(runs[0])), values)
+    exec(lines.replace("runs/demo/prefix", str(runs[0])), values)
     (sentence,) = values["sentences"]
     assert isinstance(sentence, str)
 

@@ -8,10 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from conftest import (assert_close, by_pefts_names, hugging_face_twin, pad_right, peft_twin,
-                      random_config, random_model, random_prefix, random_prompts, run_python)
+from conftest import (assert_close, by_pefts_names, hugging_face_cache, hugging_face_twin,
+                      pad_right, peft_twin, random_config, random_model, random_prefix,
+                      random_prompts, run_python)
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
-from transformers import DynamicCache
 
 from common import InputError
 from gpt2 import SIZES, GPT2Config
@@ -163,10 +163,7 @@ def test_positions_start_behind_the_prefix():
     logits = model(tokens, past)
     for start, same in ((P, True), (0, False)):
         positions = torch.arange(start, start + 9)[None]
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(past):
-            cache.update(key, value, layer)
-        twin = hugging_face_twin(model)
+        cache, twin = hugging_face_cache(past, 1), hugging_face_twin(model)
         truth = twin(tokens, past_key_values=cache, position_ids=positions).logits
         assert_close(model(tokens, past, positions=positions), truth)
         assert torch.allclose(logits, truth, atol=1e-9) == same

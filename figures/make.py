@@ -1,0 +1,318 @@
+"""The figures of README.md, TUTORIAL.md and RESULTS.md (figures/idea.svg is drawn by hand).
+
+    python figures/make.py                  all of them
+    python figures/make.py attention tree   these alone
+
+forms, small, length and losses show results/*.json. attention, tree and edits show the small base
+and the sample; for them a prefix is trained first, 400 steps, where it is not there yet.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import metrics  # noqa: E402
+from beam import WatchedSearch, banned_tokens, branches, search_batch  # noqa: E402
+from common import InputError, progress_bar, run_command  # noqa: E402
+from compare import PUBLISHED_CURVE, new_figure, save_figure  # noqa: E402
+from e2e_data import (encode_example, encode_table, find_data, group_by_table,  # noqa: E402
+                      make_batch, read_split)
+from gpt2 import load_both  # noqa: E402
+from prefix import load_past  # noqa: E402
+from results.make import FEW_EXAMPLES, LENGTHS, PARTS, RATES, RESULTS  # noqa: E402
+from results.tables import (bleu, form_lines, form_runs, last_loss, read,  # noqa: E402
+                            with_settings)
+from train import is_finished  # noqa: E402
+
+PREFIX = "runs/figures"  # made by:
+PREFIX_COMMAND = ["train.py", "--mode", "prefix", "--model", "tiny", "--data", "sample",
+                  "--prefix-form", "direct", "--prefix-length", "20", "--max-steps", "400",
+                  "--num-beams", "1", "--out", PREFIX]
+
+
+# --------------------------------------------------------------------------------------------------
+# From results/*.json
+# --------------------------------------------------------------------------------------------------
+
+
+def draw_forms(path):
+    """Validation loss against learning rate, a line for each form: mean, lowest and highest."""
+    runs = read("forms")
+    figure, axes = new_figure()
+    for form, clip in form_lines(runs):
+        losses = {lr: last_loss(form_runs(runs, form, clip, lr)) for lr in RATES[form]}
+        bars(axes, losses, label=form + ", not clipped" * (clip > 1),
+             linestyle="--" if clip > 1 else "-", color=f"C{list(RATES).index(form)}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss a token (nats)",
+             ylim=(0.4, 6.9))
+    axes.legend(loc="upper right")
+    save_figure(figure, path)
+
+
+def draw_small(path):
+    """BLEU against the number of examples."""
+    runs = read("small")
+    figure, axes = new_figure()
+    for mode, label in (("prefix", "prefix-tuning"), ("finetune", "fine-tuning")):
+        bars(axes, {n: bleu([told for name, told in runs.items()
+                             if name.startswith(f"{mode}-{n}-")]) for n in FEW_EXAMPLES},
+             label=label)
+    axes.set(xscale="log", xlabel="training examples", ylabel="BLEU", xticks=FEW_EXAMPLES,
+             xticklabels=FEW_EXAMPLES)
+    axes.minorticks_off()
+    axes.legend()
+    save_figure(figure, path)
+
+
+def draw_length(path):
+    """BLEU against prefix length (Figure 2), with fine-tuning and what is known of GPT-2 Medium."""
+    runs = read("length")
+    figure, axes = new_figure()
+    scores = {P: bleu(with_settings(runs, mode="prefix", prefix_length=P)) for P in LENGTHS}
+    bars(axes, {0: bleu([runs["base"]])} | scores, label="tiny, prefix")
+    tuned = bleu(with_settings(runs, mode="finetune"))
+    axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
+    axes.axhline(mean(tuned), color="C1", label="tiny, fine-tuning, as many steps")
+    axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
+              label="GPT-2 Medium, a re-implementation's outputs")
+    axes.set(xlabel="prefix length (0: the base alone)", ylabel="BLEU")
+    axes.legend(loc="lower right")
+    save_figure(figure, path)
+
+
+def draw_losses(path):
+    """Loss against steps of the experiment's runs."""
+    figure, axes = new_figure()
+    for color, mode, label in (("C0", "prefix", "prefix-tuning"), ("C1", "finetune",
+                                                                   "fine-tuning")):
+        for number, told in enumerate(with_settings(read("e2e"), mode=mode)):
+            axes.plot(*zip(*told["training"]), color=color, alpha=0.35, linewidth=1)
+            axes.plot(*zip(*told["validation"]), "o-", color=color,
+                      label=None if number else label)
+    axes.set(xlabel="step", ylabel="loss a token (nats)")
+    axes.legend(title="validation (dots) and training")
+    save_figure(figure, path)
+
+
+def bars(axes, values, **style):
+    """A line of means over {x: values}, with a bar from the lowest to the highest of each."""
+    means = [mean(of_x) for of_x in values.values()]
+    below = [middle - min(of_x) for middle, of_x in zip(means, values.values())]
+    above = [max(of_x) - middle for middle, of_x in zip(means, values.values())]
+    axes.errorbar(list(values), means, [below, above], fmt="o", capsize=3,
+                  **{"linestyle": "-"} | style)
+
+
+# --------------------------------------------------------------------------------------------------
+# From the small base
+# --------------------------------------------------------------------------------------------------
+
+
+def load_all():
+    """The base, its tokenizer, and the past of the prefix, which is trained where it is missing."""
+    if not is_finished(ROOT / PREFIX):
+        begun = ["--resume"] * (ROOT / PREFIX / "run.json").exists()
+        subprocess.run([sys.executable, *PREFIX_COMMAND, *begun], cwd=ROOT, check=True)
+    model, tokenizer = load_both("tiny")
+    past, _ = load_past(ROOT / PREFIX, model)
+    return model, tokenizer, past
+
+
+@torch.no_grad()
+def attention_shares(model, past, encoded):
+    """How much the tokens that write a sentence take from where.
+
+    Returns [n_layer, n_head, 3]: the attention weights on the prefix, on the table and on the
+    sentence so far, added up; the mean over the sentences' tokens, and over the examples.
+    """
+    inputs = {}  # what each layer's attention reads
+    hooks = [block.attn.register_forward_pre_hook(lambda _, args, i=i: inputs.update({i: args[0]}))
+             for i, block in enumerate(model.h)]
+    P, total = past[0][0].shape[2], 0
+    for prompt, answer in encoded:
+        batch = make_batch([(prompt, answer)])
+        _, full = model(batch.tokens, past, return_past=True)
+        T, shares = batch.tokens.shape[1], []
+        for i, block in enumerate(model.h):
+            q, _, _ = block.attn.c_attn(inputs[i]).chunk(3, dim=1)  # [T, n_embd]
+            q = block.attn.split_heads(q[None])[0]  # [n_head, T, head_dim]
+            k = full[i][0][0]  # [n_head, P + T, head_dim]
+            scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # [n_head, T, P + T]
+            later = torch.ones_like(scores, dtype=torch.bool).triu(P + 1)
+            weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+            weights = weights[:, batch.wanted].mean(1)  # [n_head, P + T]
+            parts = weights.split([P, len(prompt), T - len(prompt)], dim=1)
+            shares.append(torch.stack([part.sum(1) for part in parts], 1))  # [n_head, 3]
+        total += torch.stack(shares) / len(encoded)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def draw_attention(path):
+    """Where each head of each layer looks while a sentence is written."""
+    from matplotlib import pyplot
+
+    model, tokenizer, past = load_all()
+    examples = read_split(find_data("sample"), "valid")[:20]
+    shares = attention_shares(model, past, [encode_example(tokenizer, *pair) for pair in examples])
+    figure, panels = pyplot.subplots(1, 3, figsize=(9, 4), layout="constrained", sharey=True)
+    heads, layers = range(model.config.n_head), range(model.config.n_layer)
+    for number, title in enumerate(("the prefix", "the table", "the sentence so far")):
+        axes, part = panels[number], shares[:, :, number]
+        image = axes.imshow(part.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for layer in layers:
+            for head in heads:
+                color = "white" if part[layer, head] < 0.6 else "black"
+                axes.text(head, layer, f"{part[layer, head]:.0%}", ha="center", va="center",
+                          color=color)
+        axes.set(title=title, xlabel="head", xticks=heads, yticks=layers)
+    panels[0].set_ylabel("layer")
+    figure.colorbar(image, ax=panels, label="share of attention")
+    save_figure(figure, path)
+
+
+TREE_TABLE = "name : The Juniper Lantern | Type : bistro | customer rating : good"
+
+
+def draw_tree(path):
+    """All beams of one search, with what they write, and what greedy writing would have written.
+
+    A run of tokens from fork to fork is a text. It stands right of what it continues: the likeliest
+    in the same row, the others below. At its end stands the log-probability of all up to there.
+    """
+    model, tokenizer, past = load_all()
+    prompt, banned = encode_table(tokenizer, TREE_TABLE), banned_tokens(model, tokenizer)
+    searches = {}
+    for num_beams in (1, 3):
+        searches[num_beams] = search = WatchedSearch(0)
+        search_batch(model, [prompt], past, [past[0][0].shape[2]], [search], num_beams, 60, 1.0,
+                     banned, progress_bar(disable=True))
+    forks, seen = branches(searches[3]), searches[3].seen
+    finished = [tuple(hypothesis.tokens) for hypothesis in searches[3].finished]
+    best, greedy = (tuple(searches[num_beams].finished[0].tokens) for num_beams in (3, 1))
+    figure, axes = new_figure(10, 5)
+    style = {"va": "center", "family": "monospace", "fontsize": 9}  # 125 letters fill 10 inches
+    small = style | {"fontsize": 6, "color": "gray"}
+
+    def draw(fork, x, row):
+        """Draws all behind a fork at (x, row); returns the first row that is free below."""
+        for number, end in enumerate(forks[fork]):
+            if number:
+                axes.plot([x, x], [row_before, row], color="lightgray", linewidth=1, zorder=0)
+            row_before = row
+            text = tokenizer.decode(list(end[len(fork) :]))
+            color = ("C0" if end == best[: len(end)] else "C3" if end == greedy[: len(end)]
+                     else "gray")
+            axes.text(x, row, text, color=color, **style)
+            if forks[end]:
+                axes.text(x + len(text), row + 0.45, f"{seen[end]:.1f}", ha="right", **small)
+            else:
+                shown = f"  {seen[end]:.1f}" + ", ends" * (end in finished)
+                axes.text(x + len(text), row, shown, **style)
+            row = draw(end, x + len(text), row)
+        return row if forks[fork] else row + 1
+
+    rows = draw((), 0, 0)
+    axes.set(xlim=(0, 125), ylim=(rows, -1))
+    axes.axis("off")
+    save_figure(figure, path)
+
+
+SYNONYMS = {"offers": "provides", "serves": "provides", "cheap": "inexpensive",
+            "excellent": "outstanding", "dishes": "meals", "near": "close to"}
+EDITS = {  # of a sentence that says `value`, where `other` would be untrue
+    "as it is": lambda text, value, other: text,
+    "a value dropped": lambda text, value, other: text.replace(f" {value}", ""),
+    "a value swapped": lambda text, value, other: text.replace(value, other),
+    "halves swapped": lambda text, value, other: swap_halves(text.split()),
+    "synonyms": lambda text, value, other: " ".join(
+        SYNONYMS.get(word, word) for word in text.split()),
+    "said twice": lambda text, value, other: f"{text} {text}",
+}
+
+
+def swap_halves(words):
+    half = len(words) // 2
+    return " ".join([*words[half:-1], *words[:half], words[-1]])
+
+
+def edit_cases():
+    """(sentence, value, other value, other references) of the sample's test tables.
+
+    The value is the table's food, or its type; tables where neither is said as it stands there, or
+    with a single reference, are left out.
+    """
+    groups = group_by_table(read_split(find_data("sample"), "test"))
+    tables = {table: dict(slot.split(" : ") for slot in table.split(" | ")) for table in groups}
+    for table, (text, *others) in groups.items():
+        for slot in ("food", "Type"):
+            value = tables[table].get(slot)
+            if value and f" {value} " in text and others:
+                known = sorted({values[slot] for values in tables.values() if slot in values})
+                yield text, value, known[known.index(value) - 1], others
+                break
+
+
+def edit_scores():
+    """{edit: its scores}: what the five scores make of good sentences, broken in known ways."""
+    cases = list(edit_cases())
+    scorer = metrics.Scorer([others for *_, others in cases])
+    return {name: scorer.score([edit(*case) for *case, _ in cases])[0]
+            for name, edit in EDITS.items()}
+
+
+def draw_edits(path):
+    """How much of its score a sentence keeps behind each edit."""
+    scores = edit_scores()
+    whole = scores.pop("as it is")
+    names = [name for name in metrics.METRICS if whole[name] is not None]
+    kept = torch.tensor([[of_edit[name] / whole[name] for name in names]
+                         for of_edit in scores.values()])
+    figure, axes = new_figure()
+    axes.grid(False)
+    axes.imshow(kept.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for row, edit in enumerate(scores):
+        for column in range(len(names)):
+            color = "white" if kept[row, column] < 0.6 else "black"
+            axes.text(column, row, f"{kept[row, column]:.0%}", ha="center", va="center",
+                      color=color)
+    axes.set(title="What is left of each score", xticks=range(len(names)),
+             xticklabels=[name.replace("_", "-") for name in names], yticks=range(len(scores)),
+             yticklabels=list(scores))
+    save_figure(figure, path)
+
+
+DRAWN = {function.__name__.removeprefix("draw_"): function
+         for function in (draw_attention, draw_tree, draw_edits, draw_forms, draw_small,
+                          draw_length, draw_losses)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Draws the figures of the three documents.")
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help=f"{', '.join(DRAWN)} (default: all)")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(DRAWN):
+        raise InputError(f"{', '.join(sorted(unknown))}: the figures are {', '.join(DRAWN)}")
+    for name in args.names or DRAWN:
+        path = ROOT / "figures" / f"{name}.png"
+        part = "e2e" if name == "losses" else name
+        if part in PARTS and not (RESULTS / f"{part}.json").exists():
+            print(f"{path.relative_to(ROOT)} is left as it is: `python results/make.py {part}` "
+                  "makes what it shows")
+            continue
+        DRAWN[name](path)
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    run_command(main)

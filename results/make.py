@@ -1,0 +1,252 @@
+"""The whole experiment: every run behind RESULTS.md, and what they tell, as results/*.json.
+
+    python results/make.py                  all of it; --list says what, and what is done already
+    python results/make.py forms small      these parts alone
+
+Each run is one command of train.py or describe.py, in a folder of its own under runs/results/. One
+that is finished is left as it is, and one that was stopped goes on: stop and start as you like. As
+soon as all runs of a part are finished, its JSON file is written anew.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import metrics  # noqa: E402
+from common import (InputError, progress_bar, read_json, run_command, write_json,  # noqa: E402
+                    write_text)
+from compare import read_log, read_sentences  # noqa: E402
+from e2e_data import SPLITS, find_data, group_by_table, read_split  # noqa: E402
+from sentences.slots import count, near_twice, share  # noqa: E402
+from train import costs_of_training, is_finished  # noqa: E402
+
+RUNS = Path("runs/results")  # in the repository's root
+RESULTS = ROOT / "results"
+SEEDS = 0, 1, 2
+END = "<|endoftext|>"
+E2E_EXAMPLE = shlex.quote(  # of the training set
+    f"{END} name : Cocum | Type : pub | food : Indian | price : cheap | family friendly : no{END}"
+    f" Cocum is a cheap pub serving Indian food . It is not family friendly .{END}")
+SAMPLE_EXAMPLE = shlex.quote(
+    f"{END} name : The Copper Kettle | Type : brasserie | food : vegetarian | area : seafront"
+    f" | family friendly : yes{END} The Copper Kettle is a vegetarian brasserie on the seafront ."
+    f" It welcomes families .{END}")
+PREFIX = "train.py --mode prefix --model tiny"
+FINETUNE = "train.py --mode finetune --model tiny"
+RATES = {  # forms of a prefix -> learning rates tried
+    "network": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "per-layer": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "direct": (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    "direct, from words": (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+}
+CLIPS = {"network": (1, 1000), "direct": (1, 1000)}  # the gradient's largest norm; 1000 clips none
+FEW_EXAMPLES = 50, 100, 200, 500  # the paper's section 6.3
+FEW_STEPS = 400
+FEW_RATES = {"prefix": {n: 0.02 for n in FEW_EXAMPLES},
+             "finetune": {50: 1e-4, 100: 1e-4, 200: 3e-4, 500: 3e-4}}
+LENGTHS = 1, 5, 20, 50
+LENGTH_STEPS = 1000
+SETTINGS = "mode", "prefix_form", "prefix_length", "prefix_words", "lr", "clip", "seed"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command in the repository's root, but for --out: its own folder."""
+
+    part: str
+    name: str
+    arguments: str
+
+    @property
+    def folder(self):
+        return ROOT / RUNS / self.part / self.name
+
+    @property
+    def command(self):
+        return f"python {self.arguments} --out {(RUNS / self.part / self.name).as_posix()}"
+
+
+# --------------------------------------------------------------------------------------------------
+# What is run
+# --------------------------------------------------------------------------------------------------
+
+
+def forms():
+    """Which form of a prefix, at which learning rate: a hundred steps, as in TUTORIAL.md."""
+    data = (RUNS / "forms/data").as_posix()
+    for form, rates in RATES.items():
+        own = f"--prefix-form {form.partition(',')[0]}"
+        if "words" in form:
+            own += f" --prefix-words {SAMPLE_EXAMPLE}"
+        for clip in CLIPS.get(form, (1,)):
+            for lr in rates:
+                for seed in SEEDS:
+                    name = f"{form.replace(', ', '-').replace(' ', '-')}-{lr:g}-clip-{clip}-{seed}"
+                    yield Run("forms", name, f"{PREFIX} --data {data} --max-steps 100 {own} "
+                              f"--prefix-length 20 --lr {lr:g} --clip {clip} --seed {seed}")
+
+
+def small():
+    """Few examples (the paper's section 6.3): several draws, the best epoch by validation."""
+    prefix = f"{PREFIX} --prefix-form direct --prefix-length 50 --prefix-words {E2E_EXAMPLE}"
+    for n in FEW_EXAMPLES:
+        for draw in SEEDS:
+            data = (RUNS / f"small/data-{n}-{draw}").as_posix()
+            common = f"--data {data} --epochs {FEW_STEPS * 10 // n} --keep best --num-beams 3"
+            for mode, command in (("prefix", prefix), ("finetune", FINETUNE)):
+                yield Run("small", f"{mode}-{n}-{draw}",
+                          f"{command} {common} --lr {FEW_RATES[mode][n]:g} --seed {draw}")
+
+
+def length():
+    """Score against prefix length (Figure 2), from 0, with fine-tuning beside it."""
+    common = f"--data e2e --max-steps {LENGTH_STEPS}"
+    for seed in SEEDS:
+        for P in LENGTHS:
+            yield Run("length", f"length-{P}-seed-{seed}", f"{PREFIX} --prefix-form direct "
+                      f"{common} --prefix-length {P} --seed {seed}")
+        yield Run("length", f"finetune-seed-{seed}", f"{FINETUNE} {common} --seed {seed}")
+    yield Run("length", "base", "describe.py tiny --data e2e")
+
+
+def e2e():
+    """The experiment itself: five epochs of E2E, a prefix against fine-tuning."""
+    for seed in SEEDS:
+        yield Run("e2e", f"prefix/length-50-seed-{seed}", f"{PREFIX} --data e2e --prefix-form "
+                  f"direct --prefix-length 50 --prefix-words {E2E_EXAMPLE} --lr 0.05 --seed {seed}")
+    for seed in SEEDS:
+        yield Run("e2e", f"finetune/seed-{seed}", f"{FINETUNE} --data e2e --seed {seed}")
+    yield Run("e2e", "base", "describe.py tiny --data e2e")
+
+
+PARTS = {"forms": forms, "small": small, "length": length, "e2e": e2e}
+
+
+def make_data(part):
+    """Writes the data that a part wants: the sample without a test set, or draws of E2E."""
+    if part == "forms":
+        folder = find_data("sample")
+        write_data(ROOT / RUNS / "forms" / "data", train=read_split(folder, "train"),
+                   valid=read_split(folder, "valid")[::4])
+    if part == "small":
+        train, valid, test = (read_split(find_data("e2e"), split) for split in SPLITS)
+        for n in FEW_EXAMPLES:
+            for draw in SEEDS:
+                write_data(ROOT / RUNS / "small" / f"data-{n}-{draw}", train=pick(train, n, draw),
+                           valid=pick(valid, 3 * n // 10, draw), test=test)  # 30%, as the paper's
+
+
+def pick(examples, n, draw):
+    return random.Random(f"{draw}").sample(examples, n)
+
+
+def write_data(folder, **splits):
+    for split, examples in splits.items():
+        rows = [json.dumps({"table": table, "text": text}, ensure_ascii=False) + "\n"
+                for table, text in examples]
+        write_text(folder / f"{split}.jsonl", "".join(rows))
+
+
+# --------------------------------------------------------------------------------------------------
+# Running it, and gathering what it tells
+# --------------------------------------------------------------------------------------------------
+
+
+def execute(run):
+    """Runs a command to its end; what it prints goes into a log beside its folder."""
+    begun = ["--resume"] if (run.folder / "run.json").exists() else []
+    log = run.folder.with_name(run.folder.name + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as file:
+        command = [sys.executable, *shlex.split(run.command)[1:], *begun]
+        done = subprocess.run(command, stdout=file, stderr=file, cwd=ROOT,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise InputError(f"{run.command}: stopped; {log} says why")
+
+
+def gather(run):
+    """What a finished run tells, as results/*.json has it."""
+    told = {"command": run.command}
+    if (run.folder / "run.json").exists():
+        settings, log = read_json(run.folder / "run.json"), read_log(run.folder / "log.jsonl")
+        told["settings"] = {name: settings[name] for name in SETTINGS}
+        told["minutes"] = round(costs_of_training(log)["seconds"] / 60, 1)
+        told["validation"] = [[entry["step"], round(entry["validation_loss"], 4)]
+                              for entry in log if "validation_loss" in entry]
+    if (run.folder / "scores.json").exists():
+        scores = read_json(run.folder / "scores.json")
+        told["scores"] = {name: scores[name] for name in metrics.METRICS}
+        if scores["costs"]:
+            told |= {name: scores["costs"][name] for name in ("trained", "kept")}
+    if run.part == "e2e":
+        tables = list(group_by_table(read_split(find_data("e2e"), "test")))
+        told["sentences"] = judge(list(zip(tables, read_sentences(run.folder, len(tables), "e2e"))))
+        if "settings" in told:
+            told["training"] = mean_losses(log)
+    return told
+
+
+def judge(pairs):
+    """How many values (table, sentence) leave out or contradict, by `sentences/slots.py`, in %."""
+    counts = count(pairs)
+    return {"left out": round(share(counts, None, "missing"), 1),
+            "contradicted": round(share(counts, None, "contradicted"), 1),
+            "near twice": round(100 * near_twice(pairs), 1)}
+
+
+def mean_losses(log):
+    """[step, mean loss of the 100 steps up to it] of a log, for the figure."""
+    losses = [(entry["step"], entry["loss"], entry["steps"]) for entry in log if "loss" in entry]
+    means = []
+    for _, entries in itertools.groupby(losses, key=lambda entry: (entry[0] - 1) // 100):
+        steps, values, numbers = zip(*entries)
+        mean = sum(value * n for value, n in zip(values, numbers)) / sum(numbers)
+        means.append([steps[-1], round(mean, 4)])
+    return means
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Runs the whole experiment, or parts of it, and gathers what the runs tell.")
+    parser.add_argument("parts", nargs="*", metavar="PART",
+                        help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="runs at "
+                        "once, with one thread each (default: one for each core, %(default)s)")
+    parser.add_argument("--list", action="store_true", help="only show the commands")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        raise InputError(f"{', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+    if args.jobs < 1:
+        raise InputError(f"--jobs must be at least 1, but is {args.jobs}")
+    runs = {part: list(PARTS[part]()) for part in args.parts or PARTS}
+    if args.list:
+        for run in itertools.chain(*runs.values()):
+            mark = "done" if is_finished(run.folder) else ""
+            print(f"{mark:<6}{run.command}")
+        return
+    for part, of_part in runs.items():
+        make_data(part)
+        left = [run for run in of_part if not is_finished(run.folder)]
+        with ThreadPoolExecutor(args.jobs) as workers, progress_bar(
+                total=len(of_part), initial=len(of_part) - len(left), desc=part,
+                unit=" runs") as bar:
+            for _ in workers.map(execute, left):
+                bar.update()
+        told = {run.name: gather(run) for run in of_part}
+        write_json(RESULTS / f"{part}.json", told)
+
+
+if __name__ == "__main__":
+    run_command(main)
