@@ -1,0 +1,130 @@
+"""Where the loss is, by kind of token; and which values are left out, by what the base had met.
+
+    python sentences/kinds.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e --pretrain DIR
+
+reads E2E's validation set with each run's model, and with the base alone. A token of a reference is
+a part of a value that the table holds, the end, or wording; the wording is told apart by how often
+its word stands in sgd.jsonl.gz and rnnlg.jsonl.gz in DIR, of which `tiny` was made.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
+
+from common import InputError, progress_bar, run_command  # noqa: E402
+from compare import read_sentences  # noqa: E402
+from describe import load_run  # noqa: E402
+from e2e_data import (encode_example, find_data, group_by_table, make_batch,  # noqa: E402
+                      read_split, tokenise_text)
+from models.tiny.make import read_rows  # noqa: E402
+from sentences.slots import judge  # noqa: E402
+
+MET = {0: "never met", 1: "met 1 to 99 times", 100: "met 100 to 9,999 times",
+       10_000: "met 10,000 times or more"}
+
+
+def count_words(folder):
+    """How often each word, in lower case, stands in what `tiny` was made of. Raises InputError."""
+    met = Counter()
+    for name in ("sgd", "rnnlg"):
+        for row in read_rows(folder / f"{name}.jsonl.gz"):
+            met.update(tokenise_text(row["text"]).lower().split())
+    return met
+
+
+def how_often(words, met):
+    """The name in MET of the rarest of some words."""
+    rarest = min(met[word] for word in words)
+    return MET[max(least for least in MET if least <= rarest)]
+
+
+def kinds_of(tokenizer, table, answer, met):
+    """The kind of each token of an answer, which ends with <|endoftext|>."""
+    text, places = tokenizer.decode_with_offsets(answer[:-1])
+    of_values = set()
+    for slot in table.split(" | "):
+        value = re.escape(slot.split(" : ", 1)[1].strip())
+        for found in re.finditer(rf"(?<!\w){value}(?!\w)", text, re.IGNORECASE):
+            of_values.update(range(*found.span()))
+    words = {place: word[0] for word in re.finditer(r"\S+", text) for place in range(*word.span())}
+    kinds = []
+    for place in places:
+        place += text[place] == " "  # in front of its word
+        word = words.get(place, " ").lower()
+        kinds.append("a value" if place in of_values else how_often([word], met))
+    return [*kinds, "the end"]
+
+
+@torch.no_grad()
+def losses_of(run, encoded):
+    """The loss of each token of all answers, in their order: float [M]."""
+    losses = []
+    for at in progress_bar(iterable=range(0, len(encoded), 32), desc="reading", unit=" batches"):
+        batch = make_batch(encoded[at : at + 32], run.model.wte.weight.device)
+        logits = run.model(batch.tokens, run.past, places=batch.places, wanted=batch.wanted)
+        losses.append(F.cross_entropy(logits.float(), batch.targets, reduction="none"))
+    return torch.cat(losses)
+
+
+def print_losses(runs, examples, met):
+    """The table of losses; `runs`: names. Raises InputError where vocabularies differ."""
+    losses, kinds = {}, None
+    for name in runs:
+        run = load_run(name)
+        encoded = [encode_example(run.tokenizer, *example) for example in examples]
+        losses[name] = losses_of(run, encoded)
+        of_run = [kind for (table, _), (_, answer) in zip(examples, encoded)
+                  for kind in kinds_of(run.tokenizer, table, answer, met)]
+        if kinds not in (None, of_run):
+            raise InputError(f"leave out {name}: its base has another vocabulary")
+        kinds = of_run
+    print_row("loss a token", "tokens", [name[-24:] for name in runs])
+    for kind in ("a value", *MET.values(), "the end", None):
+        here = torch.tensor([kind in (None, of_token) for of_token in kinds])
+        print_row(kind or "all", f"{here.sum():,}",
+                  [f"{of_run[here].mean():.3f}" for of_run in losses.values()])
+
+
+def print_left_out(runs, tables, data, met):
+    """The table of values that are left out, of the runs that have described the test tables."""
+    said = {name: read_sentences(name, len(tables), data) for name in runs
+            if (Path(name) / "outputs.txt").exists()}
+    values = {kind: [] for kind in MET.values()}
+    for i, table in enumerate(tables):
+        for slot in table.split(" | "):
+            slot, value = slot.strip().split(" : ", 1)
+            values[how_often(value.lower().split(), met)].append((i, slot, value))
+    print_row("\nvalues left out, %", "values", [name[-24:] for name in said])
+    for kind, of_kind in values.items():
+        shares = [100 * mean(judge(slot, value, says[i]) == "missing" for i, slot, value in of_kind)
+                  for says in said.values() if of_kind]
+        print_row(kind, f"{len(of_kind):,}", [f"{share:.1f}" for share in shares])
+
+
+def print_row(head, number, cells):
+    print(f"{head:<25}{number:>9}" + "".join(f"  {cell:>24}" for cell in cells))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Loss by kind of token, values left out by what the base had met.")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folders that train.py wrote, or a bare model: tiny")
+    add("--pretrain", required=True, type=Path, metavar="DIR", help="what the base was trained on")
+    add("--data", default="e2e", metavar="e2e|DIR", help="the data set (default: %(default)s)")
+    args = parser.parse_args()
+    met, folder = count_words(args.pretrain), find_data(args.data)
+    print_losses(args.runs, read_split(folder, "valid"), met)
+    print_left_out(args.runs, list(group_by_table(read_split(folder, "test"))), args.data, met)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,66 @@
+"""Loss by kind of token, and what the base had met of the values that are left out."""
+
+import gzip
+import json
+
+import pytest
+from conftest import ROOT, run_here
+
+from describe import load_run, log_probability
+from e2e_data import encode_example, find_data, read_split
+from gpt2 import load_tokenizer
+from sentences import kinds
+
+TABLE = "name : Alimentum | area : city centre | family friendly : no"
+MET = {".": 20_000, "is": 10_000, "a": 9_999, "not": 100, "place": 99, "in": 12_345}
+
+
+def test_each_token_of_a_sentence_has_its_kind():
+    tokenizer = load_tokenizer("tiny")
+    _, answer = encode_example(tokenizer, TABLE, "Alimentum in City Centre is not a quiet place .")
+    found = kinds.kinds_of(tokenizer, TABLE, answer, kinds.Counter(MET))
+    assert len(found) == len(answer)
+    words, text = {}, ""
+    for token, kind in zip(answer, found):
+        text += tokenizer.decode([token])
+        words.setdefault(kind, "")
+        words[kind] += tokenizer.decode([token])
+    assert words == {
+        "a value": " Alimentum City Centre", "met 10,000 times or more": " in is .",
+        "met 100 to 9,999 times": " not a", "never met": " quiet", "met 1 to 99 times": " place",
+        "the end": "<|endoftext|>"}
+
+
+def test_the_losses_of_a_sentences_tokens_add_up_to_its_log_probability():
+    run = load_run("tiny")
+    examples = read_split(find_data("sample"), "valid")[:5]
+    encoded = [encode_example(run.tokenizer, *example) for example in examples]
+    losses = kinds.losses_of(run, encoded).split([len(answer) for _, answer in encoded])
+    for example, own in zip(examples, losses):
+        assert -own.sum().item() == pytest.approx(log_probability(run, *example), rel=1e-4)
+
+
+def test_the_command_tells_both_tables(tmp_path, shared):
+    for name in ("sgd", "rnnlg"):
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.write(json.dumps({"text": "The Vaults is a pub."}) + "\n")
+    lines = (shared / "e2e" / "src1_valid.txt").read_text(encoding="utf-8").splitlines()[:6]
+    (tmp_path / "src1_valid.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "src1_test.txt").write_text(
+        "name : The Vaults | near : Raja||A .\nname : The Rice Boat||B .\n", encoding="utf-8")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "outputs.txt").write_text("The Vaults .\nThe Rice Boat .\n", encoding="utf-8")
+    for file in (ROOT / "models" / "tiny").iterdir():
+        if file.suffix in (".json", ".txt", ".safetensors"):
+            (run / file.name).symlink_to(file)
+    done = run_here(kinds.main, "tiny", run, "--pretrain", tmp_path, "--data", tmp_path)
+    assert done.error is None, done.error
+    losses, left_out = ([(line[:25].strip(), line[25:].split()) for line in part.splitlines()]
+                        for part in done.stdout.split("\n\n"))
+    n_tokens = [int(cells[0].replace(",", "")) for _, cells in losses[1:]]
+    assert sum(n_tokens[:-1]) == n_tokens[-1] and dict(losses)["the end"][0] == "6"
+    assert losses[-1][1][1] == losses[-1][1][2]  # the same model
+    assert left_out[1:3] == [("never met", ["2", "50.0"]), ("met 1 to 99 times", ["1", "0.0"])]
+    missing = run_here(kinds.main, "tiny", "--pretrain", tmp_path / "none", "--data", tmp_path)
+    assert "sgd.jsonl.gz is missing" in missing.error
