@@ -146,7 +146,8 @@ def main():
     args = parser.parse_args()
     examples = read_split(find_data(args.data), "test")
     tables = list(group_by_table(examples))
-    said = {run: list(zip(tables, read_sentences(run, len(tables), args.data))) for run in args.runs}
+    said = {run: list(zip(tables, read_sentences(run, len(tables), args.data)))
+            for run in args.runs}
     said["the references"] = examples
     rows = {name: count(pairs) for name, pairs in said.items()}
 
