@@ -1,7 +1,7 @@
 """Beam search over a key/value cache, many prompts of different lengths at once.
 
     python beam.py "name : Blue Spice | Type : pub"      one search, as a tree of its beams
-    python beam.py --prefix runs/demo/prefix                    the same with a prefix in front
+    python beam.py --prefix runs/demo/prefix             the same with a prefix in front
 """
 
 import argparse
@@ -223,8 +223,8 @@ class WatchedSearch(Search):
 def branches(search):
     """The tree of all beams of a WatchedSearch, as {fork: where the runs of tokens from it end}.
 
-    Beams are tuples of tokens; the first fork is (). The likeliest run of a fork comes first. One
-    that leads nowhere, with no runs of its own, was pushed out by better beams, or has ended.
+    Beams are tuples of tokens; the first fork is (). The run with the likeliest next token comes
+    first. One that leads nowhere, with no runs of its own, was pushed out by better beams, or ended.
     """
     finished = {tuple(hypothesis.tokens) for hypothesis in search.finished}
     children = {(): []}

@@ -2,7 +2,7 @@
 
     python compare.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e     scores, costs, losses.png
     python compare.py runs/prefix-tiny-e2e/l*     of several lengths: also curve.png (Figure 2)
-    python compare.py runs/demo/* --tables 3      and what each says of three test tables
+    python compare.py runs/a runs/b --tables 3    and what each says of three test tables
 """
 
 import argparse
@@ -42,7 +42,8 @@ def read_run(folder):
         settings, log = read_settings(folder), read_log(folder / "log.jsonl")
     with reading(folder / "scores.json", "is damaged; describe.py --data makes it anew"):
         costs = scores.get("costs") or {}
-        numbers = [scores[name] for name in metrics.METRICS] + [costs.get(name) for name in COSTS]
+        numbers = [scores[name] for name in metrics.METRICS]
+        numbers += [costs.get(name) for name in (*SIZES, *COSTS)]
         if not all(value is None or is_number(value) for value in numbers):
             raise ValueError("a score or a cost is no number")
         if settings is None:  # what describe.py --out writes
@@ -70,12 +71,12 @@ def is_number(value):
 def group_runs(runs):
     """{label: the runs that differ in their seed alone}.
 
-    Prefixes stand first, by their length, then fine-tuning. A label names the settings in which a
+    A bare base stands first, then prefixes, by their length, then fine-tuning. A label names the settings in which a
     mode's runs differ.
     """
     def place(run):
-        is_prefix = run.settings["mode"] == "prefix"
-        return run.settings.get("prefix_length", math.inf) if is_prefix else math.inf
+        lengths = {"the base alone": 0, "prefix": run.settings.get("prefix_length", math.inf)}
+        return lengths.get(run.settings["mode"], math.inf)
 
     groups = {}  # (setting, value) of all settings but the seed -> its runs
     for run in sorted(runs, key=place):
@@ -184,7 +185,7 @@ def read_sentences(folder, n_tables, data):
 def format_sentences(folders, data, n):
     """What each run and a person say of `n` test tables of `data`, spread over them."""
     groups = group_by_table(read_split(find_data(data), "test"))
-    said = {Path(folder).name: read_sentences(folder, len(groups), data) for folder in folders}
+    said = {str(folder): read_sentences(folder, len(groups), data) for folder in folders}
     said["a person"] = [references[0] for references in groups.values()]
     width, blocks = max(map(len, ["table", *said])), []
     for i in (i * len(groups) // n for i in range(min(n, len(groups)))):
@@ -221,22 +222,28 @@ def draw_losses(logs, path):
 
 def draw_curve(groups, path):
     """BLEU against prefix length (Figure 2): each group's mean, a bar from lowest to highest."""
-    lines = {}  # what the runs of a line have in common -> (length, mean, lowest, highest)
+    lines = {}  # what the runs of a line have in common -> {length: their scores}
     for label, runs in groups.items():
         _, _, name = label.partition(", ")  # behind the length
-        scores = [100 * score for score in mean_and_extremes(runs, "BLEU")]
-        lines.setdefault(name, []).append((runs[0].settings["prefix_length"], *scores))
+        scores = [100 * run.scores["BLEU"] for run in runs]
+        lines.setdefault(name, {})[runs[0].settings["prefix_length"]] = scores
     figure, axes = new_figure()
     for name, points in lines.items():
-        lengths, means, lowest, highest = zip(*points)
-        below = [mean - low for mean, low in zip(means, lowest)]
-        above = [high - mean for mean, high in zip(means, highest)]
-        axes.errorbar(lengths, means, [below, above], fmt="o-", capsize=3, label=name)
+        draw_points(axes, points, label=name)
     axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
               label="GPT-2 Medium on E2E, a re-implementation's outputs")
     axes.set(xlabel="prefix length", ylabel="BLEU", title="BLEU against prefix length")
     axes.legend()
     save_figure(figure, path)
+
+
+def draw_points(axes, points, **style):
+    """A line through the means of {x: values}, with a bar from the lowest to the highest."""
+    means = [sum(values) / len(values) for values in points.values()]
+    below = [mean - min(values) for mean, values in zip(means, points.values())]
+    above = [max(values) - mean for mean, values in zip(means, points.values())]
+    axes.errorbar(list(points), means, [below, above],
+                  **{"marker": "o", "linestyle": "-", "capsize": 3} | style)
 
 
 def new_figure(width=7, height=4):

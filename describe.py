@@ -60,7 +60,7 @@ def load_run(source, device="auto", base=None):
     training has not ended, or the base is not the one that the prefix was trained on.
     """
     folder = model_folder(source)
-    settings = {"mode": "untrained", "model": str(source), "seed": None, "dtype": "float32"}
+    settings = {"mode": "the base alone", "model": str(source), "seed": None, "dtype": "float32"}
     if (folder / "run.json").exists():
         settings = read_settings(folder)
         is_prefix = settings["mode"] == "prefix"

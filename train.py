@@ -36,7 +36,7 @@ from run_folder import (Settings, check_new, check_same, claim, fingerprint_mode
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper
 SMALL = 50_000_000  # parameters; a smaller base wants more:
-SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 3e-3, "direct": 0.1, "finetune": 1e-3}
+SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 1e-3, "direct": 0.1, "finetune": 1e-3}
 DEMO = {  # mode -> its arguments
     "prefix": "--epochs 5 --prefix-length 50 --prefix-form direct --out runs/demo/prefix",
     "finetune": "--epochs 2 --out runs/demo/finetune"}
@@ -373,8 +373,9 @@ def parse_arguments():
     add("--lr", type=float, metavar="RATE", help="AdamW's learning rate, which falls linearly to 0 "
         f"(default: {LEARNING_RATE['network']} prefix, {LEARNING_RATE['finetune']} finetune, as in "
         f"the paper; for a base of fewer than {SMALL // 10**6} million parameters "
-        f"{SMALL_LEARNING_RATE['network']} prefix, {SMALL_LEARNING_RATE['direct']} direct prefix, "
-        f"{SMALL_LEARNING_RATE['finetune']} finetune)")
+        f"{SMALL_LEARNING_RATE['network']} prefix, {SMALL_LEARNING_RATE['per-layer']} with a network "
+        f"per layer, {SMALL_LEARNING_RATE['direct']} direct, {SMALL_LEARNING_RATE['finetune']} "
+        "finetune)")
     add("--warmup-steps", type=int, default=0, metavar="N",
         help="steps in which the learning rate rises first (default: %(default)s)")
     add("--keep", choices=("last", "best"), default="last", help="the state after the last epoch, "

@@ -22,20 +22,20 @@ sys.path.insert(0, str(ROOT))
 import metrics  # noqa: E402
 from beam import WatchedSearch, banned_tokens, branches, search_batch  # noqa: E402
 from common import InputError, progress_bar, run_command  # noqa: E402
-from compare import PUBLISHED_CURVE, new_figure, save_figure  # noqa: E402
+from compare import PUBLISHED_CURVE, draw_points, new_figure, save_figure  # noqa: E402
 from e2e_data import (encode_example, encode_table, find_data, group_by_table,  # noqa: E402
                       make_batch, read_split)
 from gpt2 import load_both  # noqa: E402
 from prefix import load_past  # noqa: E402
 from results.make import FEW_EXAMPLES, LENGTHS, PARTS, RATES, RESULTS  # noqa: E402
-from results.tables import (bleu, form_lines, form_runs, last_loss, read,  # noqa: E402
+from results.tables import (bleu, few, form_lines, form_runs, last_loss, read,  # noqa: E402
                             with_settings)
 from train import is_finished  # noqa: E402
 
-PREFIX = "runs/figures"  # made by:
+PREFIX_RUN = "runs/figures"  # made by:
 PREFIX_COMMAND = ["train.py", "--mode", "prefix", "--model", "tiny", "--data", "sample",
                   "--prefix-form", "direct", "--prefix-length", "20", "--max-steps", "400",
-                  "--num-beams", "1", "--out", PREFIX]
+                  "--num-beams", "1", "--out", PREFIX_RUN]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -49,8 +49,8 @@ def draw_forms(path):
     figure, axes = new_figure()
     for form, clip in form_lines(runs):
         losses = {lr: last_loss(form_runs(runs, form, clip, lr)) for lr in RATES[form]}
-        bars(axes, losses, label=form + ", not clipped" * (clip > 1),
-             linestyle="--" if clip > 1 else "-", color=f"C{list(RATES).index(form)}")
+        draw_points(axes, losses, label=form + ", not clipped" * (clip > 1),
+                    linestyle="--" if clip > 1 else "-", color=f"C{list(RATES).index(form)}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss a token (nats)",
              ylim=(0.4, 6.9))
     axes.legend(loc="upper right")
@@ -62,9 +62,7 @@ def draw_small(path):
     runs = read("small")
     figure, axes = new_figure()
     for mode, label in (("prefix", "prefix-tuning"), ("finetune", "fine-tuning")):
-        bars(axes, {n: bleu([told for name, told in runs.items()
-                             if name.startswith(f"{mode}-{n}-")]) for n in FEW_EXAMPLES},
-             label=label)
+        draw_points(axes, {n: bleu(few(runs, mode, n)) for n in FEW_EXAMPLES}, label=label)
     axes.set(xscale="log", xlabel="training examples", ylabel="BLEU", xticks=FEW_EXAMPLES,
              xticklabels=FEW_EXAMPLES)
     axes.minorticks_off()
@@ -77,7 +75,7 @@ def draw_length(path):
     runs = read("length")
     figure, axes = new_figure()
     scores = {P: bleu(with_settings(runs, mode="prefix", prefix_length=P)) for P in LENGTHS}
-    bars(axes, {0: bleu([runs["base"]])} | scores, label="tiny, prefix")
+    draw_points(axes, {0: bleu([runs["base"]])} | scores, label="tiny, prefix")
     tuned = bleu(with_settings(runs, mode="finetune"))
     axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
     axes.axhline(mean(tuned), color="C1", label="tiny, fine-tuning, as many steps")
@@ -102,15 +100,6 @@ def draw_losses(path):
     save_figure(figure, path)
 
 
-def bars(axes, values, **style):
-    """A line of means over {x: values}, with a bar from the lowest to the highest of each."""
-    means = [mean(of_x) for of_x in values.values()]
-    below = [middle - min(of_x) for middle, of_x in zip(means, values.values())]
-    above = [max(of_x) - middle for middle, of_x in zip(means, values.values())]
-    axes.errorbar(list(values), means, [below, above], fmt="o", capsize=3,
-                  **{"linestyle": "-"} | style)
-
-
 # --------------------------------------------------------------------------------------------------
 # From the small base
 # --------------------------------------------------------------------------------------------------
@@ -118,11 +107,13 @@ def bars(axes, values, **style):
 
 def load_all():
     """The base, its tokenizer, and the past of the prefix, which is trained where it is missing."""
-    if not is_finished(ROOT / PREFIX):
-        begun = ["--resume"] * (ROOT / PREFIX / "run.json").exists()
-        subprocess.run([sys.executable, *PREFIX_COMMAND, *begun], cwd=ROOT, check=True)
+    if not is_finished(ROOT / PREFIX_RUN):
+        begun = ["--resume"] * (ROOT / PREFIX_RUN / "run.json").exists()
+        done = subprocess.run([sys.executable, *PREFIX_COMMAND, *begun], cwd=ROOT)
+        if done.returncode:
+            raise InputError(f"`python {' '.join(PREFIX_COMMAND)}` stopped")
     model, tokenizer = load_both("tiny")
-    past, _ = load_past(ROOT / PREFIX, model)
+    past, _ = load_past(ROOT / PREFIX_RUN, model)
     return model, tokenizer, past
 
 
@@ -213,11 +204,11 @@ def draw_tree(path):
             color = ("C0" if end == best[: len(end)] else "C3" if end == greedy[: len(end)]
                      else "gray")
             axes.text(x, row, text, color=color, **style)
+            shown = f"{seen[end]:.1f}" + ", ends" * (end in finished)
             if forks[end]:
-                axes.text(x + len(text), row + 0.45, f"{seen[end]:.1f}", ha="right", **small)
+                axes.text(x + len(text), row + 0.45, shown, ha="right", **small)
             else:
-                shown = f"  {seen[end]:.1f}" + ", ends" * (end in finished)
-                axes.text(x + len(text), row, shown, **style)
+                axes.text(x + len(text) + 2, row, shown, **style)
             row = draw(end, x + len(text), row)
         return row if forks[fork] else row + 1
 
@@ -241,6 +232,7 @@ EDITS = {  # of a sentence that says `value`, where `other` would be untrue
 
 
 def swap_halves(words):
+    """The second half of a sentence first; its last word, the full stop, stays."""
     half = len(words) // 2
     return " ".join([*words[half:-1], *words[:half], words[-1]])
 

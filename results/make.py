@@ -1,4 +1,4 @@
-"""The whole experiment: every run behind RESULTS.md, and what they tell, as results/*.json.
+"""The whole experiment: the runs behind README.md and RESULTS.md, as results/*.json tell them.
 
     python results/make.py                  all of it; --list says what, and what is done already
     python results/make.py forms small      these parts alone
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +25,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import metrics  # noqa: E402
-from common import (InputError, progress_bar, read_json, run_command, write_json,  # noqa: E402
+from common import (InputError, progress_bar, reading, run_command, write_json,  # noqa: E402
                     write_text)
-from compare import read_log, read_sentences  # noqa: E402
+from compare import read_log, read_run, read_sentences  # noqa: E402
 from e2e_data import SPLITS, find_data, group_by_table, read_split  # noqa: E402
+from run_folder import read_settings  # noqa: E402
 from sentences.slots import count, near_twice, share  # noqa: E402
 from train import costs_of_training, is_finished  # noqa: E402
 
@@ -35,7 +37,7 @@ RUNS = Path("runs/results")  # in the repository's root
 RESULTS = ROOT / "results"
 SEEDS = 0, 1, 2
 END = "<|endoftext|>"
-E2E_EXAMPLE = shlex.quote(  # of the training set
+E2E_EXAMPLE = shlex.quote(  # made up, in the form of the training set
     f"{END} name : Cocum | Type : pub | food : Indian | price : cheap | family friendly : no{END}"
     f" Cocum is a cheap pub serving Indian food . It is not family friendly .{END}")
 SAMPLE_EXAMPLE = shlex.quote(
@@ -71,6 +73,10 @@ class Run:
     @property
     def folder(self):
         return ROOT / RUNS / self.part / self.name
+
+    @property
+    def log(self):
+        return self.folder.with_name(self.folder.name + ".log")
 
     @property
     def command(self):
@@ -148,10 +154,12 @@ def make_data(part):
 
 
 def pick(examples, n, draw):
+    """`n` of the examples, for each draw others."""
     return random.Random(f"{draw}").sample(examples, n)
 
 
 def write_data(folder, **splits):
+    """A data set as train.jsonl and so on, from lists of (table, sentence)."""
     for split, examples in splits.items():
         rows = [json.dumps({"table": table, "text": text}, ensure_ascii=False) + "\n"
                 for table, text in examples]
@@ -163,42 +171,51 @@ def write_data(folder, **splits):
 # --------------------------------------------------------------------------------------------------
 
 
+def is_done(run):
+    """Whether a run is finished. Raises InputError where its folder is another command's."""
+    first = run.log.open(encoding="utf-8").readline() if run.log.exists() else None
+    if run.folder.exists() and first != f"$ {run.command}\n":
+        raise InputError(f"{run.folder} was not made by `{run.command}`; remove it")
+    return is_finished(run.folder)
+
+
 def execute(run):
     """Runs a command to its end; what it prints goes into a log beside its folder."""
-    begun = ["--resume"] if (run.folder / "run.json").exists() else []
-    log = run.folder.with_name(run.folder.name + ".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as file:
-        command = [sys.executable, *shlex.split(run.command)[1:], *begun]
+    begun = (run.folder / "run.json").exists()
+    if not begun:
+        shutil.rmtree(run.folder, ignore_errors=True)  # what a stopped describe.py leaves
+        write_text(run.log, f"$ {run.command}\n")
+    command = [sys.executable, *shlex.split(run.command)[1:], *["--resume"] * begun]
+    with open(run.log, "ab") as file:
         done = subprocess.run(command, stdout=file, stderr=file, cwd=ROOT,
                               env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
-        raise InputError(f"{run.command}: stopped; {log} says why")
+        raise InputError(f"`{run.command}` stopped; {run.log} says why")
 
 
 def gather(run):
-    """What a finished run tells, as results/*.json has it."""
-    told = {"command": run.command}
-    if (run.folder / "run.json").exists():
-        settings, log = read_json(run.folder / "run.json"), read_log(run.folder / "log.jsonl")
+    """What a finished run tells, as results/*.json has it. Raises InputError for a damaged one."""
+    told, folder = {"command": run.command}, run.folder
+    if (folder / "run.json").exists():
+        settings, log = read_settings(folder), read_log(folder / "log.jsonl")
         told["settings"] = {name: settings[name] for name in SETTINGS}
-        told["minutes"] = round(costs_of_training(log)["seconds"] / 60, 1)
+        with reading(folder / "log.jsonl", f"is damaged; remove {folder}"):
+            told["minutes"] = round(costs_of_training(log)["seconds"] / 60, 1)
         told["validation"] = [[entry["step"], round(entry["validation_loss"], 4)]
                               for entry in log if "validation_loss" in entry]
-    if (run.folder / "scores.json").exists():
-        scores = read_json(run.folder / "scores.json")
+    if (folder / "scores.json").exists():
+        scores = read_run(folder).scores
         told["scores"] = {name: scores[name] for name in metrics.METRICS}
-        if scores["costs"]:
-            told |= {name: scores["costs"][name] for name in ("trained", "kept")}
+        told |= {name: (scores["costs"] or {}).get(name) for name in ("trained", "kept")}
     if run.part == "e2e":
         tables = list(group_by_table(read_split(find_data("e2e"), "test")))
-        told["sentences"] = judge(list(zip(tables, read_sentences(run.folder, len(tables), "e2e"))))
+        told["faults"] = faults(list(zip(tables, read_sentences(folder, len(tables), "e2e"))))
         if "settings" in told:
             told["training"] = mean_losses(log)
     return told
 
 
-def judge(pairs):
+def faults(pairs):
     """How many values (table, sentence) leave out or contradict, by `sentences/slots.py`, in %."""
     counts = count(pairs)
     return {"left out": round(share(counts, None, "missing"), 1),
@@ -233,12 +250,12 @@ def main():
     runs = {part: list(PARTS[part]()) for part in args.parts or PARTS}
     if args.list:
         for run in itertools.chain(*runs.values()):
-            mark = "done" if is_finished(run.folder) else ""
+            mark = "done" if is_done(run) else ""
             print(f"{mark:<6}{run.command}")
         return
     for part, of_part in runs.items():
         make_data(part)
-        left = [run for run in of_part if not is_finished(run.folder)]
+        left = [run for run in of_part if not is_done(run)]
         with ThreadPoolExecutor(args.jobs) as workers, progress_bar(
                 total=len(of_part), initial=len(of_part) - len(left), desc=part,
                 unit=" runs") as bar:

@@ -1,7 +1,6 @@
 """The tables of README.md and RESULTS.md, from results/*.json.
 
-    python results/tables.py            writes them into both, each between its two comments
-    python results/tables.py --print    only shows them
+    python results/tables.py        writes them into both, each between its two comments
 """
 
 import argparse
@@ -15,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import metrics  # noqa: E402
 from common import read_json, run_command, write_text  # noqa: E402
-from results.make import FEW_EXAMPLES, LENGTHS, RATES  # noqa: E402
+from results.make import FEW_EXAMPLES, LENGTHS, RATES, RESULTS  # noqa: E402
 
 DOCUMENTS = "README.md", "RESULTS.md"
 PLACE = r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)"
@@ -23,12 +22,13 @@ PLACE = r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)"
 
 def read(part):
     """{name of a run: what it told} of a part of the experiment."""
-    return read_json(ROOT / "results" / f"{part}.json")
+    return read_json(RESULTS / f"{part}.json")
 
 
 def table(head, rows):
-    """Markdown: the head's cells, then those of each row; the first column is text."""
-    lines = [head, ["---"] * len(head), *rows]
+    """Markdown: the head's cells, then those of each row, of which the last may be missing."""
+    lines = [head, ["---"] * len(head)]
+    lines += [[*row, *[""] * (len(head) - len(row))] for row in rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
@@ -45,11 +45,18 @@ def with_settings(runs, **settings):
                    for name, value in settings.items())]
 
 
+def few(runs, mode, n):
+    """The runs of a mode on `n` examples, one for each draw."""
+    return [told for name, told in runs.items() if name.startswith(f"{mode}-{n}-")]
+
+
 def bleu(runs):
+    """The BLEU of each of some runs, as it is printed."""
     return [100 * told["scores"]["BLEU"] for told in runs]
 
 
 def last_loss(runs):
+    """The last validation loss of each of some runs."""
     return [told["validation"][-1][1] for told in runs]
 
 
@@ -74,6 +81,7 @@ def form_lines(runs):
 
 
 def form_runs(runs, form, clip, lr):
+    """The runs of a form at a learning rate, one for each seed."""
     found = with_settings(runs, prefix_form=form.partition(",")[0], clip=clip, lr=lr)
     return [told for told in found
             if ("words" in form) == (told["settings"]["prefix_words"] is not None)]
@@ -83,10 +91,8 @@ def small():
     """BLEU with few examples: the mean of the draws, lowest and highest."""
     runs, rows = read("small"), []
     for n in FEW_EXAMPLES:
-        cells = [spread(bleu([told for name, told in runs.items()
-                              if name.startswith(f"{mode}-{n}-")]), "{:.1f}")
-                 for mode in ("prefix", "finetune")]
-        rows.append([n, *cells])
+        rows.append([n, *(spread(bleu(few(runs, mode, n)), "{:.1f}")
+                          for mode in ("prefix", "finetune"))])
     return table(["examples", "prefix-tuning", "fine-tuning"], rows)
 
 
@@ -104,59 +110,77 @@ def length():
     return table(["prefix length", "BLEU", "validation loss a token", "kept"], rows)
 
 
+def scores():
+    """The experiment for the README: five scores, the mean over seeds, and what is trained."""
+    rows = [[label, *(show(name, mean(values), "{:.2f}") for name, values in scores.items()),
+             f"{found[0].get('trained') or 0:,}"] for label, found, scores in groups_of_e2e()]
+    return table(["E2E's test set", *HEADS, "parameters trained"], rows)
+
+
 def e2e():
-    """The experiment: five scores, each the mean over seeds and below it highest - lowest."""
-    runs = read("e2e")
-    groups = {"the base alone": [runs["base"]], "prefix-tuning": with_settings(runs, mode="prefix"),
-              "fine-tuning": with_settings(runs, mode="finetune")}
+    """The same with the spread of the seeds, losses and costs."""
     rows = []
-    for label, found in groups.items():
-        scores = {name: [told["scores"][name] for told in found] for name in metrics.METRICS}
-        is_base = "settings" not in found[0]
-        rows.append([label, *(show(name, mean(values)) for name, values in scores.items()),
-                     "" if is_base else f"{mean(last_loss(found)):.3f}",
-                     0 if is_base else f"{found[0]['trained']:,}"])
+    for label, found, scores in groups_of_e2e():
+        cells = [show(name, mean(values), "{:.4f}") for name, values in scores.items()]
+        if "settings" in found[0]:
+            cells += [f"{mean(last_loss(found)):.3f}", f"{found[0]['trained']:,}",
+                      f"{found[0]['kept']:,}", spread([told["minutes"] for told in found],
+                                                      "{:.0f}")]
+        rows.append([label, *cells])
         if len(found) > 1:
-            rows.append(["highest - lowest", *(show(name, max(values) - min(values))
-                                               for name, values in scores.items()), "", ""])
-    heads = [name.replace("_", "-") for name in metrics.METRICS]
-    return table(["", *heads, "validation loss a token", "parameters trained"], rows)
+            rows.append(["highest - lowest", *(show(name, max(values) - min(values), "{:.4f}")
+                                               for name, values in scores.items())])
+    return table(["", *HEADS, "validation loss a token", "parameters trained", "kept",
+                  "minutes a run"], rows)
 
 
-def show(name, value):
-    return f"{100 * value:.2f}" if name in metrics.PERCENTAGES else f"{value:.3f}"
+def groups_of_e2e():
+    """(label, runs, {score: its values}) of each way to steer the base."""
+    runs = read("e2e")
+    for label, found in (("the base alone", [runs["base"]]),
+                         ("prefix-tuning", with_settings(runs, mode="prefix")),
+                         ("fine-tuning", with_settings(runs, mode="finetune"))):
+        yield label, found, {name: [told["scores"][name] for told in found]
+                             for name in metrics.METRICS}
 
 
-def sentences():
-    """What the sentences of the experiment's runs leave out or contradict."""
+def show(name, value, form):
+    """A score as it is printed: a share of 1 in per cent."""
+    return f"{100 * value:.2f}" if name in metrics.PERCENTAGES else form.format(value)
+
+
+def faults():
+    """How many values the sentences of the experiment's runs leave out or contradict, in %."""
     runs, rows = read("e2e"), []
     for label, mode in (("prefix-tuning", "prefix"), ("fine-tuning", "finetune")):
-        told = [one["sentences"] for one in with_settings(runs, mode=mode)]
+        told = [one["faults"] for one in with_settings(runs, mode=mode)]
         rows.append([label, *(spread([one[name] for one in told], "{:.1f}") for name in told[0])])
     return table(["", *told[0]], rows)
 
 
-TABLES = {function.__name__: function for function in (forms, small, length, e2e, sentences)}
+HEADS = [name.replace("_", "-") for name in metrics.METRICS]
+TABLES = {  # the name of a table's place in a document -> (the part it shows, its function)
+    "forms": ("forms", forms), "small": ("small", small), "length": ("length", length),
+    "scores": ("e2e", scores), "e2e": ("e2e", e2e), "faults": ("e2e", faults)}
 
 
 def filled(text):
-    """A document with each of its tables as the results have it."""
-    return re.sub(PLACE, lambda found: found[1] + TABLES[found[2]]() + found[3], text,
-                  flags=re.DOTALL)
+    """A document with its tables as the results have them; without results one stays as it is."""
+    def fill(found):
+        part, make_table = TABLES[found[2]]
+        is_measured = (RESULTS / f"{part}.json").exists()
+        return found[1] + make_table() + found[3] if is_measured else found[0]
+
+    return re.sub(PLACE, fill, text, flags=re.DOTALL)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Writes the tables of README.md and RESULTS.md from results/*.json.")
-    parser.add_argument("--print", action="store_true", dest="only_show", help="only show them")
-    args = parser.parse_args()
+    argparse.ArgumentParser(description="Writes the tables of README.md and RESULTS.md from "
+                            "results/*.json.").parse_args()
     for name in DOCUMENTS:
         text = filled((ROOT / name).read_text(encoding="utf-8"))
-        if args.only_show:
-            for _, part, _ in re.findall(PLACE, text, re.DOTALL):
-                print(f"{name}, {part}:\n\n{TABLES[part]()}")
-        else:
-            write_text(ROOT / name, text)
+        write_text(ROOT / name, text)
+        print(f"{name}: {', '.join(found[2] for found in re.finditer(PLACE, text, re.DOTALL))}")
 
 
 if __name__ == "__main__":

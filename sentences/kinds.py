@@ -1,13 +1,15 @@
 """Where the loss is, by kind of token; and which values are left out, by what the base had met.
 
-    python sentences/kinds.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e --pretrain DIR
+    python sentences/kinds.py tiny runs/prefix-tiny-e2e runs/finetune-tiny-e2e --pretrain DIR
 
-reads E2E's validation set with each run's model, and with the base alone. A token of a reference is
+reads E2E's validation set with each run's model; `tiny` is the base alone. A token of a reference is
 a part of a value that the table holds, the end, or wording; the wording is told apart by how often
 its word stands in sgd.jsonl.gz and rnnlg.jsonl.gz in DIR, of which `tiny` was made.
 """
 
 import argparse
+import gzip
+import json
 import re
 import sys
 from collections import Counter
@@ -19,12 +21,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
-from common import InputError, progress_bar, run_command  # noqa: E402
+from common import InputError, progress_bar, reading, run_command  # noqa: E402
 from compare import read_sentences  # noqa: E402
 from describe import load_run  # noqa: E402
 from e2e_data import (encode_example, find_data, group_by_table, make_batch,  # noqa: E402
                       read_split, tokenise_text)
-from models.tiny.make import read_rows  # noqa: E402
 from sentences.slots import judge  # noqa: E402
 
 MET = {0: "never met", 1: "met 1 to 99 times", 100: "met 100 to 9,999 times",
@@ -34,9 +35,11 @@ MET = {0: "never met", 1: "met 1 to 99 times", 100: "met 100 to 9,999 times",
 def count_words(folder):
     """How often each word, in lower case, stands in what `tiny` was made of. Raises InputError."""
     met = Counter()
-    for name in ("sgd", "rnnlg"):
-        for row in read_rows(folder / f"{name}.jsonl.gz"):
-            met.update(tokenise_text(row["text"]).lower().split())
+    for path in (folder / "sgd.jsonl.gz", folder / "rnnlg.jsonl.gz"):
+        with (reading(path, "cannot be read; --pretrain must name the folder that holds it"),
+              gzip.open(path, "rt", encoding="utf-8") as lines):
+            for line in lines:
+                met.update(tokenise_text(json.loads(line)["text"]).lower().split())
     return met
 
 
@@ -90,7 +93,8 @@ def print_losses(runs, examples, met):
     for kind in ("a value", *MET.values(), "the end", None):
         here = torch.tensor([kind in (None, of_token) for of_token in kinds])
         print_row(kind or "all", f"{here.sum():,}",
-                  [f"{of_run[here].mean():.3f}" for of_run in losses.values()])
+                  [f"{of_run[here].mean():.3f}" if here.any() else "-"
+                   for of_run in losses.values()])
 
 
 def print_left_out(runs, tables, data, met):
@@ -102,11 +106,14 @@ def print_left_out(runs, tables, data, met):
         for slot in table.split(" | "):
             slot, value = slot.strip().split(" : ", 1)
             values[how_often(value.lower().split(), met)].append((i, slot, value))
-    print_row("\nvalues left out, %", "values", [name[-24:] for name in said])
+    print()
+    print_row("values left out, %", "values", [name[-24:] for name in said])
     for kind, of_kind in values.items():
-        shares = [100 * mean(judge(slot, value, says[i]) == "missing" for i, slot, value in of_kind)
-                  for says in said.values() if of_kind]
-        print_row(kind, f"{len(of_kind):,}", [f"{share:.1f}" for share in shares])
+        shares = []
+        for says in said.values():
+            missing = [judge(slot, value, says[i]) == "missing" for i, slot, value in of_kind]
+            shares.append(f"{100 * mean(missing):.1f}" if missing else "-")
+        print_row(kind, f"{len(of_kind):,}", shares)
 
 
 def print_row(head, number, cells):

@@ -1,5 +1,6 @@
 """What the tests share: the shared data, small random models, the same as others build them."""
 
+import argparse
 import io
 import os
 import random
@@ -212,6 +213,26 @@ def run_here(main, *arguments, stdin=""):
         stream.flush()
         shown.append(stream.buffer.getvalue().decode())
     return SimpleNamespace(error=error, stdout=shown[0], stderr=shown[1])
+
+
+class Parsed(Exception):
+    """Raised once a program's arguments are parsed, so that nothing is run."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    """A function that gives arguments to a module's main(), and asserts that it takes them."""
+    for method in ("parse_args", "parse_intermixed_args"):
+        def parse(self, *args, original=getattr(argparse.ArgumentParser, method)):
+            original(self, *args)
+            raise Parsed
+        monkeypatch.setattr(argparse.ArgumentParser, method, parse)
+
+    def check(main, *arguments):
+        with pytest.raises(Parsed):
+            run_here(main, *arguments)
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -350,6 +350,9 @@ def test_the_tree_shows_every_beam_its_total_and_the_hypotheses_of_beam_search(s
     ended = {tuple(tokens): score for tokens, _, score, _ in lines if score is not None}
     assert ended == pytest.approx({tuple(one.tokens): one.score for one in found}, abs=6e-4)
     assert [tokens for tokens, *_, is_best in lines if is_best] == [found[0].tokens]
+    for fork, ends in beam.branches(search).items():  # the likeliest next token comes first
+        totals = [search.seen[end[: len(fork) + 1]] for end in ends]
+        assert totals == sorted(totals, reverse=True)
 
 
 @torch.no_grad()

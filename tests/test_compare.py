@@ -64,12 +64,19 @@ def test_a_label_names_what_distinguishes_the_runs_of_a_mode_and_stays_short(tmp
     assert labels[1] == "prefix 5, tiny, e2e, lr 0.001"
 
 
-def test_prefixes_stand_by_their_length_and_fine_tuning_last(tmp_path):
+def test_prefixes_stand_by_their_length_behind_the_base_and_fine_tuning_last(tmp_path):
     """In whatever order they are given: a shell sorts length-10 before length-3."""
     runs = write_runs(tmp_path, [{"mode": "finetune"}, {"prefix_length": 10},
                                  {"prefix_length": 50}, {"prefix_length": 3}])
+    alone = write_run(tmp_path / "base", 0.2)
+    (alone / "run.json").unlink()  # as describe.py --out writes it
+    scores = json.loads((alone / "scores.json").read_text())
+    signature = {"mode": "the base alone", "model": "tiny", "data": "e2e", "seed": None,
+                 "decoder": {}}
+    (alone / "scores.json").write_text(json.dumps(scores | {"signature": signature}))
+    runs.append(compare.read_run(alone))
     labels = [label.split(",")[0] for label in compare.group_runs(runs)]
-    assert labels == ["prefix 3", "prefix 10", "prefix 50", "finetune"]
+    assert labels == ["the base alone", "prefix 3", "prefix 10", "prefix 50", "finetune"]
 
 
 def test_the_command_prints_both_tables_and_draws_both_figures(tmp_path):
@@ -93,19 +100,22 @@ def test_what_is_trained_and_kept_stands_beside_the_scores(tmp_path):
     assert len(head) == len(of_prefix) == len(tuned)
 
 
-def test_each_run_and_a_person_are_shown_on_the_same_tables(tmp_path):
-    write = {"test": "name : A||One .\nname : A||Uno .\nname : B||Two .\nname : C||Three .\n"}
-    for split, text in write.items():
-        (tmp_path / f"src1_{split}.txt").write_text(text, encoding="utf-8")
-    folders = [write_run(tmp_path / name, 0.5, data=str(tmp_path)) for name in ("base", "tuned")]
+def test_each_run_and_a_person_are_shown_on_the_same_tables_spread_over_the_test_set(tmp_path):
+    text = "name : A||One .\nname : A||Uno .\nname : B||Two .\nname : C||Three .\nname : D||Four .\n"
+    (tmp_path / "src1_test.txt").write_text(text, encoding="utf-8")
+    folders = [write_run(tmp_path / name / "run", 0.5, data=str(tmp_path)) for name in ("x", "y")]
     for folder in folders:
-        (folder / "outputs.txt").write_text("a\nb\nc\n", encoding="utf-8")
-    shown = compare.format_sentences(folders, tmp_path, 2)
-    assert shown.split("\n\n") == [
-        "table     name : A\nbase      a\ntuned     a\na person  One .",
-        "table     name : B\nbase      b\ntuned     b\na person  Two ."]
+        says = "abcd" if folder == folders[0] else "efgh"
+        (folder / "outputs.txt").write_text("\n".join(says) + "\n", encoding="utf-8")
+    blocks = compare.format_sentences(folders, tmp_path, 2).split("\n\n")
+    shown = [[line.split(maxsplit=1) for line in block.replace("a person", "person").splitlines()]
+             for block in blocks]
+    x, y = map(str, folders)
+    assert shown == [[["table", "name : A"], [x, "a"], [y, "e"], ["person", "One ."]],
+                     [["table", "name : C"], [x, "c"], [y, "g"], ["person", "Three ."]]]
     done = run_here(compare.main, *folders, "--out", tmp_path, "--tables", 9)
-    assert done.error is None and done.stdout.count("a person") == 3
+    assert done.error is None and done.stdout.count("a person") == 4
+    assert "--tables must be" in run_here(compare.main, *folders, "--tables", "-1").error
 
 
 def test_outputs_that_are_not_there_or_of_other_tables_are_told(tmp_path):
@@ -152,6 +162,15 @@ def test_of_each_runs_losses_those_of_training_are_a_line_and_those_of_validatio
     drawn = [(line.get_marker(), [*zip(*line.get_data())]) for line in axes.lines]
     assert drawn == 3 * [("None", [(1, 3.0), (2, 2.0)]), ("o", [(2, 2.5)])]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(groups)
+
+
+def test_a_size_that_is_no_number_is_told(tmp_path):
+    folder = write_run(tmp_path / "run", 0.5)
+    scores = json.loads((folder / "scores.json").read_text())
+    scores["costs"]["trained"] = "many"
+    (folder / "scores.json").write_text(json.dumps(scores))
+    with pytest.raises(InputError, match="scores.json is damaged"):
+        compare.read_run(folder)
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path):

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_here
 
+from common import InputError
 from describe import load_run, log_probability
 from e2e_data import encode_example, find_data, read_split
 from gpt2 import load_tokenizer
@@ -31,8 +33,9 @@ def test_each_token_of_a_sentence_has_its_kind():
         "the end": "<|endoftext|>"}
 
 
-def test_the_losses_of_a_sentences_tokens_add_up_to_its_log_probability():
-    run = load_run("tiny")
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_the_losses_of_a_sentences_tokens_add_up_to_its_log_probability(with_prefix, prefix_run):
+    run = load_run(prefix_run[0] if with_prefix else "tiny")
     examples = read_split(find_data("sample"), "valid")[:5]
     encoded = [encode_example(run.tokenizer, *example) for example in examples]
     losses = kinds.losses_of(run, encoded).split([len(answer) for _, answer in encoded])
@@ -47,10 +50,11 @@ def test_the_command_tells_both_tables(tmp_path, shared):
     lines = (shared / "e2e" / "src1_valid.txt").read_text(encoding="utf-8").splitlines()[:6]
     (tmp_path / "src1_valid.txt").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "src1_test.txt").write_text(
-        "name : The Vaults | near : Raja||A .\nname : The Rice Boat||B .\n", encoding="utf-8")
+        "name : The Vaults | near : Raja||A .\nname : The Rice Boat | area : riverside||B .\n",
+        encoding="utf-8")
     run = tmp_path / "run"
     run.mkdir()
-    (run / "outputs.txt").write_text("The Vaults .\nThe Rice Boat .\n", encoding="utf-8")
+    (run / "outputs.txt").write_text("The Vaults .\nA boat in the city .\n", encoding="utf-8")
     for file in (ROOT / "models" / "tiny").iterdir():
         if file.suffix in (".json", ".txt", ".safetensors"):
             (run / file.name).symlink_to(file)
@@ -61,6 +65,16 @@ def test_the_command_tells_both_tables(tmp_path, shared):
     n_tokens = [int(cells[0].replace(",", "")) for _, cells in losses[1:]]
     assert sum(n_tokens[:-1]) == n_tokens[-1] and dict(losses)["the end"][0] == "6"
     assert losses[-1][1][1] == losses[-1][1][2]  # the same model
-    assert left_out[1:3] == [("never met", ["2", "50.0"]), ("met 1 to 99 times", ["1", "0.0"])]
+    # Raja and the boat are left out; riverside is contradicted, and the Vaults are named.
+    assert left_out[1:3] == [("never met", ["3", "66.7"]), ("met 1 to 99 times", ["1", "0.0"])]
+    assert [cells for _, cells in left_out[3:]] == [["0", "-"], ["0", "-"]]
     missing = run_here(kinds.main, "tiny", "--pretrain", tmp_path / "none", "--data", tmp_path)
-    assert "sgd.jsonl.gz is missing" in missing.error
+    assert "sgd.jsonl.gz cannot be read; --pretrain must name" in missing.error
+
+
+def test_runs_of_two_vocabularies_are_refused(monkeypatch, small_vocabulary):
+    tokenizers = {"a": load_tokenizer("tiny"), "b": load_tokenizer(small_vocabulary)}
+    monkeypatch.setattr(kinds, "load_run", lambda name: SimpleNamespace(tokenizer=tokenizers[name]))
+    monkeypatch.setattr(kinds, "losses_of", lambda run, encoded: None)
+    with pytest.raises(InputError, match="leave out b"):
+        kinds.print_losses(["a", "b"], [(TABLE, "Alimentum is quiet .")], kinds.Counter(MET))

@@ -1,18 +1,23 @@
 """The experiment: its runs, what is gathered of them, the documents' tables, the figures."""
 
+import dataclasses
 import json
 import re
 import shlex
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import (ROOT, assert_close, hugging_face_cache, hugging_face_twin, random_config,
                       random_examples, random_model, random_past, run_here)
 
+import describe
 import metrics
 import train
 from beam import banned_tokens, beam_search
-from e2e_data import encode_table
+from common import InputError
+from e2e_data import encode_table, read_split
 from figures import make as figures
 from gpt2 import load_both
 from prefix import Prefix
@@ -23,18 +28,25 @@ MEASURED = [part for part in make.PARTS if (ROOT / "results" / f"{part}.json").e
 
 @pytest.mark.parametrize("part", MEASURED)
 def test_the_results_are_those_of_the_commands_of_today(part):
-    runs = {run.name: run.command for run in make.PARTS[part]()}
-    assert runs == {name: told["command"] for name, told in tables.read(part).items()}
+    results = tables.read(part)
+    assert {run.name: run.command for run in make.PARTS[part]()} == {
+        name: told["command"] for name, told in results.items()}
+    for told in results.values():  # the settings are those that the command asks for
+        words = shlex.split(told["command"])
+        for name, value in told.get("settings", {}).items():
+            option = f"--{name.replace('_', '-')}"
+            if option in words:
+                assert str(value) == words[words.index(option) + 1] or float(value) == float(
+                    words[words.index(option) + 1]), (told["command"], name)
 
 
 @pytest.mark.parametrize("part", make.PARTS)
-def test_every_run_has_its_own_folder_and_a_command_that_train_takes(part, monkeypatch):
+def test_every_run_has_its_own_folder_and_a_command_that_its_program_takes(part, parse_only):
     runs = list(make.PARTS[part]())
     assert len({run.folder for run in runs}) == len(runs)
     for run in runs:
-        if run.arguments.startswith("train.py"):
-            monkeypatch.setattr("sys.argv", shlex.split(run.command)[1:])
-            train.parse_arguments()
+        program, *arguments = shlex.split(run.command)[1:]
+        parse_only({"train.py": train, "describe.py": describe}[program].main, *arguments)
 
 
 @pytest.mark.parametrize("name", tables.DOCUMENTS)
@@ -84,7 +96,32 @@ def test_it_runs_what_is_not_finished_and_gathers_what_the_runs_tell(small_exper
     assert json.loads((tmp_path / "results" / "few.json").read_text())["tuned"] == told["tuned"]
     first = small_experiment[0].folder / "scores.json"
     assert first.stat().st_mtime_ns == before[first]
+    assert "--resume" not in first.parent.with_name("prefix.log").read_text()
     assert run_here(make.main, "--list").stdout.count("done  python train.py") == 2
+
+    other = dataclasses.replace(small_experiment[0], arguments="train.py --mode prefix --lr 0.5")
+    make.PARTS["few"] = lambda: [other]
+    assert "a/prefix was not made by `python train.py --mode prefix --lr 0.5" in run_here(
+        make.main).error
+
+
+def test_a_command_runs_in_the_root_with_one_thread_and_goes_on_where_it_was(tmp_path,
+                                                                             monkeypatch):
+    monkeypatch.setattr(make, "RUNS", tmp_path)
+    called = []
+    monkeypatch.setattr(make.subprocess, "run", lambda command, **how: called.append(
+        (command[1:], how["cwd"], how["env"]["OMP_NUM_THREADS"])) or SimpleNamespace(returncode=0))
+    run = make.Run("few", "base", "describe.py tiny")
+    run.folder.mkdir(parents=True)
+    (run.folder / "outputs.txt").touch()  # of one that was stopped
+    make.execute(run)
+    assert not run.folder.exists() and run.log.read_text() == f"$ {run.command}\n"
+    run.folder.mkdir()
+    (run.folder / "run.json").touch()
+    make.execute(run)
+    command = ["describe.py", "tiny", "--out", str(tmp_path / "few" / "base")]
+    assert called == [(command, ROOT, "1"), ([*command, "--resume"], ROOT, "1")]
+    assert (run.folder / "run.json").exists()
 
 
 def test_a_run_that_fails_is_named_with_its_log_and_no_result_is_written(small_experiment,
@@ -98,10 +135,43 @@ def test_a_run_that_fails_is_named_with_its_log_and_no_result_is_written(small_e
     assert "the parts are few" in run_here(make.main, "many").error
 
 
-def test_few_examples_are_drawn_with_a_validation_set_of_three_tenths():
-    examples = list(range(1000))
-    assert make.pick(examples, 50, 0) == make.pick(examples, 50, 0) != make.pick(examples, 50, 1)
-    assert len(set(make.pick(examples, 500, 2))) == 500
+def test_few_examples_are_drawn_with_a_validation_set_of_three_tenths(tmp_path, monkeypatch):
+    sample = make.find_data("sample")
+    monkeypatch.setattr(make, "find_data", lambda name: sample)
+    monkeypatch.setattr(make, "RUNS", tmp_path)
+    monkeypatch.setattr(make, "FEW_EXAMPLES", (20, 50))
+    make.make_data("small")
+    drawn = {n: [read_split(tmp_path / f"small/data-{n}-{draw}", "train") for draw in make.SEEDS]
+             for n in (20, 50)}
+    everything = read_split(sample, "train")
+    for n, draws in drawn.items():
+        assert len({tuple(examples) for examples in draws}) == 3
+        assert all(len(examples) == n and set(examples) <= set(everything) for examples in draws)
+    valid = read_split(tmp_path / "small/data-50-1", "valid")
+    assert len(valid) == 15 and set(valid) <= set(read_split(sample, "valid"))
+    assert read_split(tmp_path / "small/data-20-2", "test") == read_split(sample, "test")
+
+    make.make_data("forms")
+    assert {path.name for path in (tmp_path / "forms/data").iterdir()} == {"train.jsonl",
+                                                                           "valid.jsonl"}
+    assert read_split(tmp_path / "forms/data", "train") == everything
+    assert len(read_split(tmp_path / "forms/data", "valid")) == 53
+
+
+def test_what_a_run_of_the_experiment_tells(tmp_path, monkeypatch, prefix_run, small_data):
+    shutil.copytree(prefix_run[0], tmp_path / "e2e" / "run")
+    monkeypatch.setattr(make, "RUNS", tmp_path)
+    monkeypatch.setattr(make, "find_data", lambda name: small_data)
+    monkeypatch.setattr(make, "faults", lambda pairs: {"left out": len(pairs)})
+    told = make.gather(make.Run("e2e", "run", "train.py"))
+    log = [json.loads(line) for line in (prefix_run[0] / "log.jsonl").read_text().splitlines()]
+    seconds = sum(entry.get("seconds", 0) for entry in log)
+    assert told["minutes"] == round(seconds / 60, 1)
+    assert told["training"][-1][0] == 12 and told["faults"] == {"left out": 12}
+    assert told["validation"][-1] == [12, pytest.approx(log[-1]["validation_loss"], abs=1e-4)]
+    (tmp_path / "e2e" / "run" / "scores.json").write_text('{"BLEU": 1}')
+    with pytest.raises(InputError, match="scores.json is damaged"):
+        make.gather(make.Run("e2e", "run", "train.py"))
 
 
 def test_losses_are_means_over_steps():
@@ -110,9 +180,10 @@ def test_losses_are_means_over_steps():
     assert make.mean_losses(log) == [[100, 55.0], [200, 155.0], [215, 140.3333]]  # of 15 steps
 
 
-def test_sentences_are_judged_by_the_rules_for_slots():
-    pairs = [("name : A | area : riverside", "A by the river ."), ("name : B | near : C", "B .")]
-    assert make.judge(pairs) == {"left out": 25.0, "contradicted": 0.0, "near twice": 0.0}
+def test_faults_are_counted_by_the_rules_for_slots():
+    pairs = [("name : Ann | area : riverside", "Ann in the city ."),
+             ("name : Ben | near : Cid", "Ben ."), ("name : Dora | near : Cid", "Dora , Cid , Cid .")]
+    assert make.faults(pairs) == {"left out": 16.7, "contradicted": 16.7, "near twice": 50.0}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -123,32 +194,72 @@ def test_sentences_are_judged_by_the_rules_for_slots():
 def made_up(mode, seed, bleu, loss):
     scores = {"BLEU": bleu, "NIST": 8.5, "METEOR": 0.4, "ROUGE_L": 0.6, "CIDEr": 2.0}
     return {"settings": {"mode": mode, "seed": seed}, "scores": scores, "trained": 1234, "kept": 12,
-            "validation": [[5, 3.0], [10, loss]], "training": [[5, 3.5], [10, loss]],
-            "sentences": {"left out": 100 * bleu, "contradicted": 0.0}}
+            "minutes": 60.0 + seed, "validation": [[5, 3.0], [10, loss]],
+            "training": [[5, 3.5], [10, loss]],
+            "faults": {"left out": 100 * bleu, "contradicted": 0.0}}
 
 
 @pytest.fixture
-def made_up_e2e(monkeypatch):
-    told = {f"{mode}-{seed}": made_up(mode, seed, bleu + seed / 100, bleu + seed)
-            for mode, bleu in (("prefix", 0.5), ("finetune", 0.7)) for seed in (0, 1)}
-    told["base"] = {"scores": made_up("", 0, 0.25, 0)["scores"]}
-    for module in (tables, figures):
-        monkeypatch.setattr(module, "read", lambda part: told)
+def made_up_results(monkeypatch, tmp_path):
+    """Results in a folder of their own, {part: {name of a run: what it told}}."""
+    e2e = {f"{mode}-{seed}": made_up(mode, seed, bleu + seed / 100, bleu + seed)
+           for mode, bleu in (("prefix", 0.5), ("finetune", 0.7)) for seed in (0, 1)}
+    e2e["base"] = {"scores": made_up("", 0, 0.25, 0)["scores"], "trained": None, "kept": None}
+    length, small = {"base": e2e["base"]}, {}
+    for seed in (0, 1):
+        for P in tables.LENGTHS:
+            length[f"length-{P}-seed-{seed}"] = run = made_up("prefix", seed, P / 100 + seed / 5, 2)
+            run["settings"]["prefix_length"], run["kept"] = P, 6 * P
+        length[f"finetune-seed-{seed}"] = made_up("finetune", seed, 0.6 + seed / 5, 1)
+        length[f"finetune-seed-{seed}"]["kept"] = 1200
+        for n in tables.FEW_EXAMPLES:
+            small[f"prefix-{n}-{seed}"] = made_up("prefix", seed, n / 1000 + seed / 5, 2)
+            small[f"finetune-{n}-{seed}"] = made_up("finetune", seed, n / 1000 + 0.1, 2)
+    for part, told in (("e2e", e2e), ("length", length), ("small", small)):
+        (tmp_path / f"{part}.json").write_text(json.dumps(told))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    return tmp_path
 
 
-def test_the_table_of_the_experiment_has_means_and_spreads(made_up_e2e):
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.e2e().splitlines()]
-    assert rows[2] == ["the base alone", "25.00", "8.500", "40.00", "60.00", "2.000", "", "0"]
-    assert rows[3][:3] == ["prefix-tuning", "50.50", "8.500"] and rows[3][-2:] == ["1.000", "1,234"]
-    assert rows[4][:3] == ["highest - lowest", "1.00", "0.000"]
+def cells(markdown):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines()]
+
+
+def test_the_tables_of_the_experiment_have_means_spreads_and_costs(made_up_results):
+    rows = cells(tables.e2e())
+    assert rows[2] == ["the base alone", "25.00", "8.5000", "40.00", "60.00", "2.0000", *4 * [""]]
+    assert rows[3] == ["prefix-tuning", "50.50", "8.5000", "40.00", "60.00", "2.0000", "1.000",
+                       "1,234", "12", "60 (60 to 61)"]
+    assert rows[4][:3] == ["highest - lowest", "1.00", "0.0000"]
     assert rows[5][:2] == ["fine-tuning", "70.50"]
-    assert "| prefix-tuning | 50.5 (50.0 to 51.0) | 0.0" in tables.sentences()
+    short = cells(tables.scores())
+    assert [row[-1] for row in short[2:]] == ["0", "1,234", "1,234"] and short[4][1] == "70.50"
+    assert cells(tables.faults())[2] == ["prefix-tuning", "50.5 (50.0 to 51.0)", "0.0 (0.0 to 0.0)"]
 
 
-def test_a_place_in_a_document_is_filled_and_the_rest_stays(made_up_e2e):
-    text = "A\n<!-- results: sentences -->\nold\n<!-- end -->\nB\n"
+def test_the_table_of_lengths_begins_with_the_base_and_ends_with_fine_tuning(made_up_results):
+    rows = cells(tables.length())[2:]
+    assert rows[0][:2] == ["0: the base alone", "25.0"]
+    assert rows[1] == ["1", "11.0 (1.0 to 21.0)", "2.000 (2.000 to 2.000)", "0.50%"]
+    assert rows[-1] == ["fine-tuning", "70.0 (60.0 to 80.0)", "1.000 (1.000 to 1.000)", "100%"]
+
+
+def test_few_examples_have_a_column_for_each_mode(made_up_results):
+    assert cells(tables.small())[2] == ["50", "15.0 (5.0 to 25.0)", "15.0 (15.0 to 15.0)"]
+
+
+def test_a_place_in_a_document_is_filled_and_the_rest_stays(made_up_results, monkeypatch):
+    text = "A\n<!-- results: faults -->\nold\n<!-- end -->\nB\n"
     filled = tables.filled(text)
-    assert filled == text.replace("old\n", tables.sentences()) == tables.filled(filled)
+    assert filled == text.replace("old\n", tables.faults()) == tables.filled(filled)
+    monkeypatch.setattr(tables, "ROOT", made_up_results)
+    for name in tables.DOCUMENTS:
+        (made_up_results / name).write_text(text)
+    assert run_here(tables.main).error is None
+    assert (made_up_results / "README.md").read_text() == filled
+    (made_up_results / "e2e.json").unlink()
+    assert tables.filled(text) == text  # as it is, until there are results
 
 
 @pytest.fixture
@@ -158,7 +269,7 @@ def drawn(monkeypatch):
     return found
 
 
-def test_the_losses_of_both_modes_are_drawn(made_up_e2e, drawn):
+def test_the_losses_of_both_modes_are_drawn(made_up_results, drawn):
     figures.draw_losses("losses.png")
     (axes,) = drawn[0].axes
     assert [line.get_marker() for line in axes.lines] == 4 * ["None", "o"]
@@ -166,11 +277,49 @@ def test_the_losses_of_both_modes_are_drawn(made_up_e2e, drawn):
     assert labels == ["prefix-tuning", "fine-tuning"]
 
 
-@pytest.mark.parametrize("part", [part for part in MEASURED if part != "e2e"])
-def test_each_measured_part_is_drawn_with_all_its_scores(part, drawn):
-    figures.DRAWN[part](f"{part}.png")
-    (axes,) = drawn[0].axes
-    assert len(axes.containers) >= 1 and axes.get_xlabel() and axes.get_ylabel()
+def lines_of(axes):
+    """{label: [(x, lowest, mean, highest)]} of the lines with bars of a figure."""
+    found = {}
+    for container in axes.containers:
+        xs, means = (values.tolist() for values in container.lines[0].get_data())
+        bars = [segment[:, 1].tolist() for segment in container.lines[2][0].get_segments()]
+        found[container.get_label()] = [
+            (x, *(round(y, 6) for y in (low, mean, high)))
+            for x, mean, (low, high) in zip(xs, means, bars)]
+    return found
+
+
+def test_lengths_are_drawn_from_0_with_fine_tuning_as_a_line(made_up_results, drawn):
+    figures.draw_length("length.png")
+    axes = drawn[0].axes[0]
+    (points,) = lines_of(axes).values()
+    assert points[:2] == [(0, 25, 25, 25), (1, 1, 11, 21)]
+    mean = [line for line in axes.lines if "fine-tuning" in line.get_label()]
+    assert [line.get_ydata()[0] for line in mean] == [pytest.approx(70)]
+
+
+def test_few_examples_are_drawn_as_a_line_for_each_mode(made_up_results, drawn):
+    figures.draw_small("small.png")
+    lines = lines_of(drawn[0].axes[0])
+    assert lines["prefix-tuning"][0] == (50, 5, 15, 25)
+    assert lines["fine-tuning"][0] == (50, 15, 15, 15)
+
+
+def test_forms_are_drawn_as_their_table_has_them(drawn):
+    figures.draw_forms("forms.png")
+    lines = lines_of(drawn[0].axes[0])
+    rows = cells(tables.forms())
+    assert list(lines) == [row[0] for row in rows[2:]]
+    for row in rows[2:]:
+        shown = [f"{mean:.2f} ({low:.2f} to {high:.2f})" for _, low, mean, high in lines[row[0]]]
+        assert shown == [cell for cell in row[1:] if cell]
+
+
+def test_a_figure_without_results_is_left_as_it_is(made_up_results, drawn):
+    (made_up_results / "e2e.json").unlink()
+    done = run_here(figures.main, "losses", "small")
+    assert "losses.png is left as it is: `python results/make.py e2e`" in done.stdout
+    assert len(drawn) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -214,7 +363,11 @@ def test_the_tree_shows_every_run_of_tokens_and_marks_the_best_and_greedys(prefi
     assert texts["C0"] == tokenizer.decode(best.tokens)  # it begins at the first fork
     greedy = beam_search(model, [encode_table(tokenizer, figures.TREE_TABLE)], past, 1, 60,
                          banned=banned_tokens(model, tokenizer))[0][0]
-    assert tokenizer.decode(greedy.tokens).startswith(texts["C3"])
+    assert texts["C3"] and tokenizer.decode(greedy.tokens).startswith(texts["C3"])
+    shown = drawn[0].axes[0].texts
+    places = [text.get_position() for text in shown]
+    assert len(set(places)) == len(places)  # no text on another
+    assert sum(text.get_text().endswith(", ends") for text in shown) == 3
 
 
 def test_attention_is_drawn_for_every_layer_and_head(prefixed, drawn):
@@ -231,6 +384,8 @@ def test_what_is_left_of_each_score_is_drawn_for_each_edit(drawn):
     edits = [label.get_text() for label in axes.get_yticklabels()]
     assert edits == [name for name in figures.EDITS if name != "as it is"]
     assert len(axes.texts) == len(edits) * len(axes.get_xticklabels())
+    shares = [int(text.get_text()[:-1]) for text in axes.texts]
+    assert all(share <= 100 for share in shares) and shares[-1] < 10  # CIDEr of what is said twice
 
 
 def test_an_edit_does_to_a_sentence_what_its_name_says():

@@ -544,7 +544,7 @@ RATES = [  # mode, arguments, learning rate
     ("finetune", [], 5e-5),
     ("prefix", ["--prefix-form", "direct"], 8e-5),
     ("prefix", ["--model", "tiny"], 3e-3),
-    ("prefix", ["--model", "tiny", "--prefix-form", "per-layer"], 3e-3),
+    ("prefix", ["--model", "tiny", "--prefix-form", "per-layer"], 1e-3),
     ("prefix", ["--model", "tiny", "--prefix-form", "direct"], 0.1),
     ("finetune", ["--model", "tiny"], 1e-3),
     ("prefix", ["--model", "tiny", "--prefix-form", "direct", "--lr", "0.5"], 0.5),
@@ -672,5 +672,5 @@ def test_the_demo_is_a_set_of_defaults_that_others_overrule(monkeypatch):
     prefix = parsed("--demo", "--mode", "prefix")
     assert (prefix.model, prefix.data, prefix.out) == ("tiny", "sample", "runs/demo/prefix")
     assert (prefix.prefix_form, prefix.prefix_length, prefix.lr) == ("direct", [50], 0.1)
-    tuned = parsed("--mode", "finetune", "--demo", "--epochs", "1")
-    assert (tuned.out, tuned.epochs, tuned.lr) == ("runs/demo/finetune", 1, 1e-3)
+    tuned = parsed("--mode", "finetune", "--demo", "--lr", "0.5")
+    assert (tuned.out, tuned.epochs, tuned.lr) == ("runs/demo/finetune", 2, 0.5)
