@@ -224,7 +224,7 @@ def branches(search):
     """The tree of all beams of a WatchedSearch, as {fork: where the runs of tokens from it end}.
 
     Beams are tuples of tokens; the first fork is (). The run with the likeliest next token comes
-    first. One that leads nowhere, with no runs of its own, was pushed out by better beams, or ended.
+    first. One that leads nowhere, with no runs of its own, ended or was pushed out by better beams.
     """
     finished = {tuple(hypothesis.tokens) for hypothesis in search.finished}
     children = {(): []}

@@ -71,8 +71,8 @@ def is_number(value):
 def group_runs(runs):
     """{label: the runs that differ in their seed alone}.
 
-    A bare base stands first, then prefixes, by their length, then fine-tuning. A label names the settings in which a
-    mode's runs differ.
+    A bare base stands first, then prefixes, by their length, then fine-tuning. A label names the
+    settings in which a mode's runs differ.
     """
     def place(run):
         lengths = {"the base alone": 0, "prefix": run.settings.get("prefix_length", math.inf)}

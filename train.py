@@ -373,9 +373,9 @@ def parse_arguments():
     add("--lr", type=float, metavar="RATE", help="AdamW's learning rate, which falls linearly to 0 "
         f"(default: {LEARNING_RATE['network']} prefix, {LEARNING_RATE['finetune']} finetune, as in "
         f"the paper; for a base of fewer than {SMALL // 10**6} million parameters "
-        f"{SMALL_LEARNING_RATE['network']} prefix, {SMALL_LEARNING_RATE['per-layer']} with a network "
-        f"per layer, {SMALL_LEARNING_RATE['direct']} direct, {SMALL_LEARNING_RATE['finetune']} "
-        "finetune)")
+        f"{SMALL_LEARNING_RATE['network']} prefix, {SMALL_LEARNING_RATE['per-layer']} with a "
+        f"network per layer, {SMALL_LEARNING_RATE['direct']} direct, "
+        f"{SMALL_LEARNING_RATE['finetune']} finetune)")
     add("--warmup-steps", type=int, default=0, metavar="N",
         help="steps in which the learning rate rises first (default: %(default)s)")
     add("--keep", choices=("last", "best"), default="last", help="the state after the last epoch, "

@@ -2,9 +2,9 @@
 
     python sentences/kinds.py tiny runs/prefix-tiny-e2e runs/finetune-tiny-e2e --pretrain DIR
 
-reads E2E's validation set with each run's model; `tiny` is the base alone. A token of a reference is
-a part of a value that the table holds, the end, or wording; the wording is told apart by how often
-its word stands in sgd.jsonl.gz and rnnlg.jsonl.gz in DIR, of which `tiny` was made.
+reads E2E's validation set with each run's model; `tiny` is the base alone. A token of a reference
+is a part of a value that the table holds, the end, or wording; the wording is told apart by how
+often its word stands in sgd.jsonl.gz and rnnlg.jsonl.gz in DIR, of which `tiny` was made.
 """
 
 import argparse

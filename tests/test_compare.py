@@ -101,7 +101,8 @@ def test_what_is_trained_and_kept_stands_beside_the_scores(tmp_path):
 
 
 def test_each_run_and_a_person_are_shown_on_the_same_tables_spread_over_the_test_set(tmp_path):
-    text = "name : A||One .\nname : A||Uno .\nname : B||Two .\nname : C||Three .\nname : D||Four .\n"
+    lines = "A||One", "A||Uno", "B||Two", "C||Three", "D||Four"
+    text = "".join(f"name : {line} .\n" for line in lines)
     (tmp_path / "src1_test.txt").write_text(text, encoding="utf-8")
     folders = [write_run(tmp_path / name / "run", 0.5, data=str(tmp_path)) for name in ("x", "y")]
     for folder in folders:

@@ -182,7 +182,8 @@ def test_losses_are_means_over_steps():
 
 def test_faults_are_counted_by_the_rules_for_slots():
     pairs = [("name : Ann | area : riverside", "Ann in the city ."),
-             ("name : Ben | near : Cid", "Ben ."), ("name : Dora | near : Cid", "Dora , Cid , Cid .")]
+             ("name : Ben | near : Cid", "Ben ."),
+             ("name : Dora | near : Cid", "Dora , Cid , Cid .")]
     assert make.faults(pairs) == {"left out": 16.7, "contradicted": 16.7, "near twice": 50.0}
 
 
