@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import (ROOT, assert_close, hugging_face_cache, hugging_face_twin, random_config,
                       random_examples, random_model, random_past, run_here)
+from matplotlib import pyplot
 
 import describe
 import metrics
@@ -267,7 +268,8 @@ def test_a_place_in_a_document_is_filled_and_the_rest_stays(made_up_results, mon
 def drawn(monkeypatch):
     found = []
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: found.append(figure))
-    return found
+    yield found
+    pyplot.close("all")
 
 
 def test_the_losses_of_both_modes_are_drawn(made_up_results, drawn):
