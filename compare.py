@@ -134,17 +134,16 @@ COSTS = {  # the same of costs, and how they are shown
 
 def format_scores(groups):
     """A table of each group's scores, and of how many parameters it trains and keeps."""
-    rows, sizes = score_rows(groups), {}
-    for label, runs in groups.items():
+    sizes = [[*SIZES.values()]]  # the cells behind each line of the scores, first its head
+    for runs in groups.values():
         costs = runs[0].scores.get("costs") or {}
-        sizes[label] = [f"{costs[name]:,.0f}" if costs.get(name) else "-" for name in SIZES]
-    scores = metrics.format_table(rows).splitlines()
+        sizes.append([f"{costs[name]:,.0f}" if costs.get(name) else "-" for name in SIZES])
+        if len(runs) > 1:
+            sizes.append([])  # behind the spread
+    scores = metrics.format_table(score_rows(groups)).splitlines()
     width = max(map(len, scores))
-    lines = [f"{scores[0]:<{width}}" + "".join(f"{head:>20}" for head in SIZES.values())]
-    for (label, _), line in zip(rows, scores[1:]):
-        cells = sizes.get(label.partition(", mean of ")[0], [])
-        lines.append(f"{line:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
-    return "\n".join(lines)
+    return "\n".join(f"{line:<{width}}" + "".join(f"{cell:>20}" for cell in cells)
+                     for line, cells in zip(scores, sizes))
 
 
 def format_costs(groups):

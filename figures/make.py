@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +120,7 @@ def load_all():
 
 @torch.no_grad()
 def attention_shares(model, past, encoded):
-    """How much the tokens that write a sentence take from where.
+    """How much the tokens that write a sentence take from where (Vaswani et al. 2017, equation 1).
 
     Returns [n_layer, n_head, 3]: the attention weights on the prefix, on the table and on the
     sentence so far, added up; the mean over the sentences' tokens, and over the examples.
@@ -159,16 +160,19 @@ def draw_attention(path):
     heads, layers = range(model.config.n_head), range(model.config.n_layer)
     for number, title in enumerate(("the prefix", "the table", "the sentence so far")):
         axes, part = panels[number], shares[:, :, number]
-        image = axes.imshow(part.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        for layer in layers:
-            for head in heads:
-                color = "white" if part[layer, head] < 0.6 else "black"
-                axes.text(head, layer, f"{part[layer, head]:.0%}", ha="center", va="center",
-                          color=color)
+        image = draw_shares(axes, part)
         axes.set(title=title, xlabel="head", xticks=heads, yticks=layers)
     panels[0].set_ylabel("layer")
     figure.colorbar(image, ax=panels, label="share of attention")
     save_figure(figure, path)
+
+
+def draw_shares(axes, shares):
+    """A matrix of shares of 1 as colours, with their per cents; returns the image."""
+    for (row, column), share in np.ndenumerate(shares.numpy()):
+        color = "white" if share < 0.6 else "black"
+        axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=color)
+    return axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
 
 
 TREE_TABLE = "name : The Juniper Lantern | Type : bistro | customer rating : good"
@@ -271,12 +275,7 @@ def draw_edits(path):
                          for of_edit in scores.values()])
     figure, axes = new_figure()
     axes.grid(False)
-    axes.imshow(kept.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    for row, edit in enumerate(scores):
-        for column in range(len(names)):
-            color = "white" if kept[row, column] < 0.6 else "black"
-            axes.text(column, row, f"{kept[row, column]:.0%}", ha="center", va="center",
-                      color=color)
+    draw_shares(axes, kept)
     axes.set(title="What is left of each score", xticks=range(len(names)),
              xticklabels=[name.replace("_", "-") for name in names], yticks=range(len(scores)),
              yticklabels=list(scores))

@@ -89,7 +89,7 @@ def print_losses(runs, examples, met):
         if kinds not in (None, of_run):
             raise InputError(f"leave out {name}: its base has another vocabulary")
         kinds = of_run
-    print_row("loss a token", "tokens", [name[-24:] for name in runs])
+    print_row("loss a token", "tokens", [Path(name).name for name in runs])
     for kind in ("a value", *MET.values(), "the end", None):
         here = torch.tensor([kind in (None, of_token) for of_token in kinds])
         print_row(kind or "all", f"{here.sum():,}",
@@ -107,7 +107,7 @@ def print_left_out(runs, tables, data, met):
             slot, value = slot.strip().split(" : ", 1)
             values[how_often(value.lower().split(), met)].append((i, slot, value))
     print()
-    print_row("values left out, %", "values", [name[-24:] for name in said])
+    print_row("values left out, %", "values", [Path(name).name for name in said])
     for kind, of_kind in values.items():
         shares = []
         for says in said.values():
