@@ -325,11 +325,17 @@ def test_a_finished_run_is_left_alone_by_resume(command, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX systems")
+def hear_ctrl_c():
+    """What a shell starts in the background is deaf to it, and so are its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path, data):
     arguments = ("train.py", "--mode", "prefix", "--model", "tiny", "--data", data, "--epochs",
                  100000, "--out", tmp_path / "a run", *QUICK)
     process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               preexec_fn=hear_ctrl_c)
     while not (tmp_path / "a run" / "training.pt").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
