@@ -129,9 +129,8 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
 
     The beams of a search are so many queries against the keys and values of one row: those of the
     prefix and of its prompt, computed once and shared, and behind them those of all that its beams
-    ever wrote. Which of them a beam may see, its own tokens and no others, is the mask's affair; so
-    what grows out of what changes the mask alone, and no key or value is ever copied from beam to
-    beam.
+    ever wrote. The mask alone says which of them are a beam's own. So where one beam is continued
+    twice and another is dropped, only the mask changes, and no key or value is ever copied.
     """
     device = model.wte.weight.device
     P = 0 if past is None else past[0][0].shape[2]

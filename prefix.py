@@ -28,7 +28,7 @@ HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-
 class Prefix(nn.Module):
     """A prefix while it is trained, and afterwards.
 
-    Trained directly, keys and values are sensitive to the learning rate. So a smaller matrix P' is
+    Li & Liang found that training keys and values directly is unstable. So a smaller matrix P' is
     trained, with a network that makes the keys and values of all layers from it:
     P_theta[i, :] = MLP_theta(P'_theta[i, :]) (section 4.3). The network sees nothing but P', so its
     output is the same for every input: once trained, the output is kept and the network is not.

@@ -75,8 +75,8 @@ def make_optimizer(trained, lr, n_steps, warmup_steps=0):
 def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float32", weight=1.0):
     """One step of training, of `prefix` or, where that is None, of the model. Returns the loss.
 
-    weight     of the tokens with loss in the whole batch, the part that is in `batch`: 1 unless
-               several processes share it
+    weight     the share of the whole batch's tokens with loss that is in `batch`: 1 unless several
+               processes share it
     The loss stays on the device: to read it at each step would make the device wait.
     """
     with autocast(batch.tokens.device, dtype):

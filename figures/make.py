@@ -20,6 +20,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import compare  # noqa: E402
 import metrics  # noqa: E402
 from beam import WatchedSearch, banned_tokens, branches, search_batch  # noqa: E402
 from common import InputError, progress_bar, run_command  # noqa: E402
@@ -28,7 +29,8 @@ from e2e_data import (encode_example, encode_table, find_data, group_by_table,  
                       make_batch, read_split)
 from gpt2 import load_both  # noqa: E402
 from prefix import load_past  # noqa: E402
-from results.make import FEW_EXAMPLES, LENGTHS, PARTS, RATES, RESULTS  # noqa: E402
+from results.make import (FEW_EXAMPLES, LENGTH_STEPS, LENGTHS, PARTS, RATES,  # noqa: E402
+                          RESULTS)
 from results.tables import (bleu, few, form_lines, form_runs, last_loss, read,  # noqa: E402
                             with_settings)
 from train import is_finished  # noqa: E402
@@ -62,10 +64,11 @@ def draw_small(path):
     """BLEU against the number of examples."""
     runs = read("small")
     figure, axes = new_figure()
-    for mode, label in (("prefix", "prefix-tuning"), ("finetune", "fine-tuning")):
-        draw_points(axes, {n: bleu(few(runs, mode, n)) for n in FEW_EXAMPLES}, label=label)
-    axes.set(xscale="log", xlabel="training examples", ylabel="BLEU", xticks=FEW_EXAMPLES,
-             xticklabels=FEW_EXAMPLES)
+    for mode, label, beside in (("prefix", "prefix-tuning", 0.99),
+                                ("finetune", "fine-tuning", 1.01)):  # so that no bar hides another
+        draw_points(axes, {n * beside: bleu(few(runs, mode, n)) for n in FEW_EXAMPLES}, label=label)
+    axes.set(xscale="log", xlabel="training examples", ylabel="BLEU, mean of three draws",
+             xticks=FEW_EXAMPLES, xticklabels=FEW_EXAMPLES)
     axes.minorticks_off()
     axes.legend()
     save_figure(figure, path)
@@ -76,10 +79,11 @@ def draw_length(path):
     runs = read("length")
     figure, axes = new_figure()
     scores = {P: bleu(with_settings(runs, mode="prefix", prefix_length=P)) for P in LENGTHS}
-    draw_points(axes, {0: bleu([runs["base"]])} | scores, label="tiny, prefix")
+    draw_points(axes, {0: bleu([runs["base"]])} | scores,
+                label=f"tiny, prefix, {LENGTH_STEPS:,} steps")
     tuned = bleu(with_settings(runs, mode="finetune"))
     axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
-    axes.axhline(mean(tuned), color="C1", label="tiny, fine-tuning, as many steps")
+    axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {LENGTH_STEPS:,} steps")
     axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
               label="GPT-2 Medium, a re-implementation's outputs")
     axes.set(xlabel="prefix length (0: the base alone)", ylabel="BLEU")
@@ -89,16 +93,13 @@ def draw_length(path):
 
 def draw_losses(path):
     """Loss against steps of the experiment's runs."""
-    figure, axes = new_figure()
-    for color, mode, label in (("C0", "prefix", "prefix-tuning"), ("C1", "finetune",
-                                                                   "fine-tuning")):
-        for number, told in enumerate(with_settings(read("e2e"), mode=mode)):
-            axes.plot(*zip(*told["training"]), color=color, alpha=0.35, linewidth=1)
-            axes.plot(*zip(*told["validation"]), "o-", color=color,
-                      label=None if number else label)
-    axes.set(xlabel="step", ylabel="loss a token (nats)")
-    axes.legend(title="validation (dots) and training")
-    save_figure(figure, path)
+    logs = {}
+    for mode, label in (("prefix", "prefix-tuning"), ("finetune", "fine-tuning")):
+        logs[label] = [
+            [{"step": step, "loss": loss} for step, loss in told["training"]]
+            + [{"step": step, "validation_loss": loss} for step, loss in told["validation"]]
+            for told in with_settings(read("e2e"), mode=mode)]
+    compare.draw_losses(logs, path)
 
 
 # --------------------------------------------------------------------------------------------------
