@@ -1,5 +1,6 @@
 """What the modules share about files: errors of one sentence, files whole or absent."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -40,6 +41,13 @@ def run_command(main):
         sys.exit(printable(f"error: {where}{error.strerror or error}"))
     finally:
         sys.stdout = plain
+
+
+def seed_number(text):
+    """The seed that a command line gives: PyTorch takes what fits in 64 bits."""
+    if not -2**63 <= (number := int(text)) < 2**64:
+        raise argparse.ArgumentTypeError(f"{number} does not fit in 64 bits")
+    return number
 
 
 class Printable:

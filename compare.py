@@ -12,6 +12,7 @@ import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import metrics
 from common import InputError, read_json, reading, run_command, write_aside
@@ -20,6 +21,12 @@ from run_folder import read_settings
 
 # BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
 PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}
+PARAMETERS = {"trained": "parameters trained", "kept": "kept"}  # in scores.json, in the table
+COSTS = {  # the same of costs, and how they are shown
+    "seconds_per_step": ("seconds a step", "{:.3f}"),
+    "tokens_per_second": ("tokens a second", "{:,.0f}"),
+    "peak_memory": ("GiB at the peak", "{:.2f}"),
+}
 
 
 @dataclass
@@ -28,6 +35,7 @@ class FinishedRun:
 
     settings: dict
     scores: dict
+    costs: dict
     log: list
 
 
@@ -43,14 +51,14 @@ def read_run(folder):
     with reading(folder / "scores.json", "is damaged; describe.py --data makes it anew"):
         costs = scores.get("costs") or {}
         numbers = [scores[name] for name in metrics.METRICS]
-        numbers += [costs.get(name) for name in (*SIZES, *COSTS)]
+        numbers += [costs.get(name) for name in (*PARAMETERS, *COSTS)]
         if not all(value is None or is_number(value) for value in numbers):
             raise ValueError("a score or a cost is no number")
         if settings is None:  # what describe.py --out writes
             signature = scores["signature"]
             settings = {name: str(signature[name]) for name in ("mode", "model", "data", "seed")}
             settings |= signature["decoder"]
-    return FinishedRun(settings, scores, log)
+    return FinishedRun(settings, scores, costs, log)
 
 
 def read_log(path):
@@ -59,7 +67,8 @@ def read_log(path):
     with reading(path, "is damaged; leave this run out"):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             entries.append(json.loads(line))
-            if not all(map(is_number, entries[-1].values())):
+            if not all(is_number(value) or (name, value) == ("peak_memory", None)
+                       for name, value in entries[-1].items()):
                 raise ValueError(f"line {number} holds what is no number")
     return entries
 
@@ -102,42 +111,30 @@ def group_runs(runs):
     return labelled
 
 
-def mean_and_extremes(runs, name):
-    """The mean, the lowest and the highest of a score over runs; None each where one lacks it."""
-    values = [run.scores[name] for run in runs]
-    if None in values:
-        return None, None, None
-    return sum(values) / len(values), min(values), max(values)
+def over_runs(function, values):
+    """{name: function(its values)} of {name: a value of each run}; None where a run lacks one."""
+    return {name: None if None in found else function(found) for name, found in values.items()}
 
 
 def score_rows(groups):
     """The rows of `metrics.format_table`: each group's mean, and the spread of several seeds."""
     rows = []
     for label, runs in groups.items():
-        scores = {name: mean_and_extremes(runs, name) for name in metrics.METRICS}
+        scores = {name: [run.scores[name] for run in runs] for name in metrics.METRICS}
         several = f", mean of {len(runs)} seeds" if len(runs) > 1 else ""
-        rows.append((label + several, {name: mean for name, (mean, _, _) in scores.items()}))
+        rows.append((label + several, over_runs(fmean, scores)))
         if several:
-            spreads = {name: None if low is None else high - low
-                       for name, (_, low, high) in scores.items()}
-            rows.append(("  highest - lowest", spreads))
+            rows.append(("  highest - lowest",
+                         over_runs(lambda values: max(values) - min(values), scores)))
     return rows
-
-
-SIZES = {"trained": "parameters trained", "kept": "kept"}  # in scores.json, in the table
-COSTS = {  # the same of costs, and how they are shown
-    "seconds_per_step": ("seconds a step", "{:.3f}"),
-    "tokens_per_second": ("tokens a second", "{:,.0f}"),
-    "peak_memory": ("GiB at the peak", "{:.2f}"),
-}
 
 
 def format_scores(groups):
     """A table of each group's scores, and of how many parameters it trains and keeps."""
-    sizes = [[*SIZES.values()]]  # the cells behind each line of the scores, first its head
+    sizes = [[*PARAMETERS.values()]]  # the cells behind each line of the scores, first its head
     for runs in groups.values():
-        costs = runs[0].scores.get("costs") or {}
-        sizes.append([f"{costs[name]:,.0f}" if costs.get(name) else "-" for name in SIZES])
+        costs = runs[0].costs
+        sizes.append([f"{costs[name]:,.0f}" if costs.get(name) else "-" for name in PARAMETERS])
         if len(runs) > 1:
             sizes.append([])  # behind the spread
     scores = metrics.format_table(score_rows(groups)).splitlines()
@@ -150,10 +147,8 @@ def format_costs(groups):
     """A table of the mean costs of each group; of two groups also the second's over the first's."""
     means = []
     for runs in groups.values():
-        costs = {name: [(run.scores.get("costs") or {}).get(name) for run in runs]
-                 for name in COSTS}
-        means.append({name: None if None in values else sum(values) / len(values)
-                      for name, values in costs.items()})
+        costs = {name: [run.costs.get(name) for run in runs] for name in COSTS}
+        means.append(over_runs(fmean, costs))
     rows = [("", [head for head, _ in COSTS.values()])]
     for label, costs in zip(groups, means):
         cells = []
@@ -187,8 +182,9 @@ def format_sentences(folders, data, n):
     said = {str(folder): read_sentences(folder, len(groups), data) for folder in folders}
     said["a person"] = [references[0] for references in groups.values()]
     width, blocks = max(map(len, ["table", *said])), []
-    for i in (i * len(groups) // n for i in range(min(n, len(groups)))):
-        lines = {"table": list(groups)[i]} | {name: says[i] for name, says in said.items()}
+    tables, n = list(groups), min(n, len(groups))
+    for i in (number * len(tables) // n for number in range(n)):
+        lines = {"table": tables[i]} | {name: says[i] for name, says in said.items()}
         blocks.append("\n".join(f"{name:<{width}}  {text}" for name, text in lines.items()))
     return "\n\n".join(blocks)
 
@@ -246,12 +242,10 @@ def draw_points(axes, points, **style):
 
 
 def new_figure(width=7, height=4):
-    import matplotlib
+    from matplotlib.figure import Figure  # and no pyplot: needs no screen, leaves nothing open
 
-    matplotlib.use("Agg")  # draws to files, needs no screen
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -263,11 +257,8 @@ def check_drawing():
 
 
 def save_figure(figure, path):
-    from matplotlib import pyplot
-
     with write_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
-    pyplot.close(figure)
 
 
 # --------------------------------------------------------------------------------------------------

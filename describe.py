@@ -13,6 +13,7 @@ From a program:
 """
 
 import argparse
+import math
 import platform
 import sys
 from contextlib import nullcontext
@@ -25,13 +26,13 @@ import torch
 
 import metrics
 from beam import banned_tokens, beam_search, check_search
-from common import InputError, run_command, sha256, write_json, write_text
+from common import InputError, run_command, seed_number, sha256, write_json, write_text
 from e2e_data import (SRC1_NAMES, check_length, data_file, decode, encode_example, encode_table,
                       find_data, group_by_table, is_known, make_batch, read_examples)
 from gpt2 import GPT2, NAMES, autocast, generate, load_both, model_folder, pick_device
 from prefix import load_past, read_adapter, stack_pasts
 from processes import RANK, WORLD, collect
-from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer, read_settings
+from run_folder import check_new, claim, fingerprints, read_settings
 
 DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
 PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation
@@ -90,10 +91,8 @@ def load_run(source, device="auto", base=None):
                          "--model") from None
     model, tokenizer = load_both(named, pick_device(device))
     past, made_from = load_past(folder, model)
-    now = {"model_sha256": fingerprint_model(model),
-           "vocabulary_sha256": fingerprint_tokenizer(tokenizer)}
-    for name, value in now.items():
-        if base is None and made_from.get(name, value) != value:
+    for name, value in fingerprints(model, tokenizer).items() if base is None else ():
+        if made_from.get(name, value) != value:
             raise InputError(f"{folder} was trained on another {name.removesuffix('_sha256')} than "
                              f"what {named} holds now; bring that back, or use this one all the "
                              f"same with --model {named}")
@@ -107,8 +106,8 @@ def load_runs(sources, device="auto", base=None):
         run = load_run(source, device, base)
         if len(sources) == 1:
             return run, {source: run.past}
-        made_of.add((fingerprint_model(run.model), fingerprint_tokenizer(run.tokenizer),
-                     run.settings["dtype"]))
+        base_of_run = fingerprints(run.model, run.tokenizer)
+        made_of.add((*base_of_run.values(), run.settings["dtype"]))
         if run.past is None or len(made_of) > 1:
             raise InputError(f"leave out {source}: it is no prefix for the same base and dtype")
         pasts[source] = run.past
@@ -183,11 +182,11 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     if RANK > 0:  # one process scores and writes
         return
     if out is not None:
-        paths = Path(out) / "references.txt", Path(out) / "outputs.txt"
+        reference_file, output_file = Path(out) / "references.txt", Path(out) / "outputs.txt"
         blocks = ["".join(f"{reference}\n" for reference in group) for group in references]
-        write_text(paths[0], "\n".join(blocks))
-        write_text(paths[1], "".join(f"{output}\n" for output in outputs))
-        (corpus,) = metrics.read_corpora(paths[0], paths[1:])
+        write_text(reference_file, "\n".join(blocks))
+        write_text(output_file, "".join(f"{output}\n" for output in outputs))
+        (corpus,) = metrics.read_corpora(reference_file, [output_file])
         references, outputs = corpus.references, corpus.outputs
     scores = metrics.evaluate(references, outputs)
     if out is not None:
@@ -199,11 +198,11 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
             "versions": versions,
         }
         write_json(Path(out) / "scores.json", scores | {"signature": signature, "costs": costs})
-    for i in range(0, len(tables), -(-len(tables) // 4)):  # a few, spread over the test set
+    for i in range(0, len(tables), math.ceil(len(tables) / 4)):  # a few, spread over the test set
         print(f"\ntable      {tables[i]}\nmodel      {outputs[i]}\nreference  {references[i][0]}")
 
-    row = ", ".join((run.settings["mode"], Path(run.settings["model"]).name, Path(data).name))
-    rows = [(row, scores)]
+    label = ", ".join((run.settings["mode"], Path(run.settings["model"]).name, Path(data).name))
+    rows = [(label, scores)]
     is_papers = test_file.name == SRC1_NAMES["test"] and is_known(test_file)
     if is_papers:
         for name, figures in PUBLISHED.items():
@@ -249,7 +248,8 @@ def main():
     way("--temperature", type=float, default=0.0, help="draw sentences; 1: as the model says")
     add("--out", metavar="DIR", help="with --data: keep sentences and scores in this new folder")
     add("--pick", action="store_true", help="with --with: only the sentence of the surest run")
-    add("--seed", type=int, default=0, metavar="N", help="for drawing (default: %(default)s)")
+    add("--seed", type=seed_number, default=0, metavar="N",
+        help="for drawing (default: %(default)s)")
     add_decoder_arguments(parser)
     args = parser.parse_intermixed_args()
     given = {argument.partition("=")[0] for argument in sys.argv[1:]}

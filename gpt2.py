@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hugging_face
-from common import ROOT, InputError, read_json, run_command
+from common import ROOT, InputError, read_json, run_command, seed_number
 from download import download
 from tf_checkpoint import read_openai_weights
 
@@ -537,7 +537,7 @@ def main():
         "(default: 60)")
     add("--temperature", type=float, default=0.0, metavar="T",
         help="0 takes the likeliest token (default), 1 draws as the model says")
-    add("--seed", type=int, default=0, metavar="N", help="for drawing (default: 0)")
+    add("--seed", type=seed_number, default=0, metavar="N", help="for drawing (default: 0)")
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
     if args.temperature < 0:

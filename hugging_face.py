@@ -151,11 +151,12 @@ BYTE_LEVEL = (  # what a tokenizer.json may say that does what GPT-2's does: (pa
 
 def vocabulary_files(folder):
     """The files of a folder's tokenizer, the vocabulary first."""
-    for name, *others in (("tokenizer.json",), ("vocab.json", "merges.txt", "added_tokens.json"),
-                          ("encoder.json", "vocab.bpe")):
-        if all((folder / needed).exists() for needed in (name, *others[:1])):
-            others += "tokenizer_config.json", "special_tokens_map.json"
-            paths = [folder / other for other in (name, *others)]
+    flags = "tokenizer_config.json", "special_tokens_map.json"
+    for needed, others in ((("tokenizer.json",), flags),
+                           (("vocab.json", "merges.txt"), ("added_tokens.json", *flags)),
+                           (("encoder.json", "vocab.bpe"), flags)):
+        if all((folder / name).exists() for name in needed):
+            paths = [folder / name for name in (*needed, *others)]
             return [check_file(path) for path in paths if path.exists()]
     raise InputError(f"{folder} holds no tokenizer: neither vocab.json and merges.txt nor "
                      "tokenizer.json nor OpenAI's encoder.json and vocab.bpe")
@@ -212,7 +213,8 @@ def read_vocabulary(folder, end):
         if merge:
             left, _, right = merge.partition(" ")
             if ids.get(left + right, -1) <= last or not {left, right} <= bytes_of.keys():
-                where = f"{others[0]}, line" if others and ids is values else f"{path}, merge"
+                is_list = path.name == "tokenizer.json"
+                where = f"{path}, merge" if is_list else f"{others[0]}, line"
                 raise InputError(
                     f"{where} {number}: the ids in {path.name} do not follow the merges")
             bytes_of[left + right] = bytes_of[left] + bytes_of[right]

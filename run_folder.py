@@ -74,12 +74,28 @@ def check_new(folder, what):
                          f"give a new folder for {what}")
 
 
-def check_same(folder, before, now):
-    """Raises InputError where a run of `folder` would go on with anything else than before."""
+def check_folder(folder, now, resume):
+    """Raises InputError where a folder holds anything that a run cannot go on with.
+
+    now        the run's settings and, once they are known, the SHA-256 of what it is made from
+    """
+    if not (folder / "run.json").exists():
+        return check_new(folder, "a run")
+    if not resume:
+        raise InputError(f"{folder} already holds a run; give another --out, or --resume to go on "
+                         "with it")
+    before = read_settings(folder)
     for name, value in now.items():
         if before.get(name) != value:
             raise InputError(f"{folder}/run.json was started with {name} {before.get(name)!r}, not "
                              f"{value!r}; --resume needs the same")
+
+
+def is_finished(folder):
+    """Whether a run has ended: with its scores or, without a test set, with its figure."""
+    if (folder / "loss.png").exists() and read_settings(folder).get("test_sha256") == "":
+        return True
+    return (folder / "scores.json").exists()
 
 
 @contextmanager
@@ -107,24 +123,19 @@ def claim(folder):
         lock.release()
 
 
-def fingerprint_model(model):
-    """The SHA-256 of a model's weights, the same for every format in which they are stored."""
-    digest = hashlib.sha256()
+def fingerprints(model, tokenizer):
+    """What a base is, as run.json tells it: the SHA-256 of its weights, the same for every format
+    in which they are stored, and that of its vocabulary, which bytes each token stands for."""
+    weights, vocabulary = hashlib.sha256(), hashlib.sha256()
     for name, parameter in model.named_parameters():
-        digest.update(f"{name} {list(parameter.shape)} ".encode())
-        digest.update(parameter.detach().float().cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
-def fingerprint_tokenizer(tokenizer):
-    """The SHA-256 of a vocabulary: which bytes each token stands for."""
-    digest = hashlib.sha256()
+        weights.update(f"{name} {list(parameter.shape)} ".encode())
+        weights.update(parameter.detach().float().cpu().contiguous().numpy())
     for token in range(tokenizer.n_vocab):
         try:
-            digest.update(b"%d %r " % (token, tokenizer.decode_single_token_bytes(token)))
+            vocabulary.update(b"%d %r " % (token, tokenizer.decode_single_token_bytes(token)))
         except KeyError:  # an id without a text
             continue
-    return digest.hexdigest()
+    return {"model_sha256": weights.hexdigest(), "vocabulary_sha256": vocabulary.hexdigest()}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -21,18 +21,18 @@ import torch.nn.functional as F
 
 import metrics
 from beam import banned_tokens, check_search
-from common import ROOT, InputError, progress_bar, run_command, sha256, write_json
+from common import (ROOT, InputError, progress_bar, run_command, seed_number, sha256,
+                    write_json)
 from compare import check_drawing, compare_runs, draw_losses
 from describe import DECODER, add_decoder_arguments, load_run, score_test_set
 from e2e_data import (SPLITS, check_length, data_file, encode_example, find_data, make_batch,
-                      read_examples, read_split, shuffled_batches)
+                      read_examples, shuffled_batches)
 from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_both, load_config,
                   model_folder, pick_device, save_model)
 from prefix import FORMS, HIDDEN, Prefix, activations, count_parameters, save_prefix
 from processes import RANK, WORLD, add_up, join, wait_for_all
-from run_folder import (Settings, check_new, check_same, claim, fingerprint_model,
-                        fingerprint_tokenizer, load_state, read_settings, save_state, start_log,
-                        write_log)
+from run_folder import (Settings, check_folder, claim, fingerprints, is_finished, load_state,
+                        save_state, start_log, write_log)
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper
 SMALL = 50_000_000  # parameters; a smaller base wants more:
@@ -58,7 +58,8 @@ def batch_loss(model, prefix, batch):
 
 
 def make_optimizer(trained, lr, n_steps, warmup_steps=0):
-    """AdamW as Li & Liang use it; its learning rate rises for `warmup_steps`, then falls to 0.
+    """(optimizer, schedule): AdamW as Li & Liang use it, and its learning rate, which rises for
+    `warmup_steps`, then falls to 0.
 
     No weight decay: a prefix is no weight of a layer, and 0 is no better value for a key than any
     other. fused: one pass over all parameters.
@@ -104,7 +105,7 @@ def train(settings, model, prefix, encoded, validation, folder):
     # but none is computed for it, and no optimiser knows it.
     model.requires_grad_(prefix is None)
     trained.train()
-    steps_per_epoch = -(-len(encoded) // settings.batch_size)
+    steps_per_epoch = math.ceil(len(encoded) / settings.batch_size)
     last_step = min(steps_per_epoch * settings.epochs, settings.max_steps or sys.maxsize)
     optimizer, schedule = make_optimizer(trained, settings.lr, last_step, settings.warmup_steps)
     parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule}
@@ -112,10 +113,10 @@ def train(settings, model, prefix, encoded, validation, folder):
         parts["best"] = copy.deepcopy(trained)
     step, log = load_state(folder, parts, device)
     start_log(folder, log)
-    seconds = save_state(folder, parts, step, log)
+    to_save = save_state(folder, parts, step, log)  # seconds
     if step == 0:  # AdamW's two moments of each parameter come with the first step
-        seconds *= 3
-    save_every = max(SAVE_EVERY, 50 * seconds)  # at most 2% of the time
+        to_save *= 3
+    save_every = max(SAVE_EVERY, 50 * to_save)  # at most 2% of the time
     print(f"Step {step:,} of {last_step:,}. What is needed to go on is saved after each epoch and "
           f"every {save_every / 60:.0f} minutes: no more is lost where it stops.", flush=True)
     losses, n_tokens, started = [], 0, time.monotonic()  # since the last line of the log
@@ -139,19 +140,19 @@ def train(settings, model, prefix, encoded, validation, folder):
                 continue
 
             losses, seconds = torch.stack(losses), time.monotonic() - started
+            lr = schedule.get_last_lr()[0]
             add_up([losses])  # each has the part of its process
-            check_losses(losses, step, schedule.get_last_lr()[0], folder)
-            loss = losses.mean().item()
-            write_log(folder, log, step=step, epoch=epoch + 1, loss=loss,
-                      lr=schedule.get_last_lr()[0], steps=len(losses), tokens=n_tokens,
-                      seconds=seconds, peak_memory=peak_memory(device))
-            speed = n_tokens / seconds
-            bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s", False)
+            check_losses(losses, step, lr, folder)
+            loss, speed = losses.mean().item(), n_tokens / seconds
+            write_log(folder, log, step=step, epoch=epoch + 1, loss=loss, lr=lr, steps=len(losses),
+                      tokens=n_tokens, seconds=seconds, peak_memory=peak_memory(device))
+            bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s",
+                                refresh=False)
             if is_end and validation:
-                loss = validation_loss(model, prefix, validation, settings.dtype)
-                check_losses(torch.tensor([loss]), step, schedule.get_last_lr()[0], folder)
-                write_log(folder, log, step=step, epoch=epoch + 1, validation_loss=loss)
-                bar.write(f"epoch {epoch + 1}: validation loss {loss:.4f} a token")
+                unseen = validation_loss(model, prefix, validation, settings.dtype)
+                check_losses(torch.tensor([unseen]), step, lr, folder)
+                write_log(folder, log, step=step, epoch=epoch + 1, validation_loss=unseen)
+                bar.write(f"epoch {epoch + 1}: validation loss {unseen:.4f} a token")
                 if settings.keep == "best" and best_epoch(log) == epoch + 1:
                     parts["best"].load_state_dict(trained.state_dict())
             if is_end or time.monotonic() - saved > save_every:
@@ -227,13 +228,12 @@ def peak_memory(device):
 # --------------------------------------------------------------------------------------------------
 
 
-def train_and_score(settings, folder, device, decode_batch_size, resume=False):
+def train_and_score(settings, folder, device, decode_batch_size, resume):
     """A single run: trains, saves, describes the test tables with what was saved, scores them."""
     reset_peak_memory(device)
     model, tokenizer = load_both(settings.model, device)
     encoded, made_from = read_data(settings, model, tokenizer)
-    made_from |= {"model_sha256": fingerprint_model(model),
-                  "vocabulary_sha256": fingerprint_tokenizer(tokenizer)}
+    made_from |= fingerprints(model, tokenizer)
     check_possible(settings, model, tokenizer, encoded)
     if settings.max_examples:  # the first batch of an epoch that comes before the others
         encoded["train"] = shuffled_batches(encoded["train"], settings.max_examples, settings.seed,
@@ -241,8 +241,9 @@ def train_and_score(settings, folder, device, decode_batch_size, resume=False):
 
     with claim(folder) if RANK == 0 else nullcontext():
         if RANK == 0:
-            check_folder(folder, settings, resume, made_from)
-            write_json(folder / "run.json", asdict(settings) | made_from)
+            told = asdict(settings) | made_from
+            check_folder(folder, told, resume)
+            write_json(folder / "run.json", told)
         torch.manual_seed(settings.seed)
         prefix = make_prefix(settings, model, tokenizer) if settings.mode == "prefix" else None
         base_size = count_parameters(model)
@@ -274,10 +275,10 @@ def train_and_score(settings, folder, device, decode_batch_size, resume=False):
             run = load_run(folder, device)  # what is scored is what was saved
             decoder = {name: getattr(settings, name) for name in DECODER}
             score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
-    split = "test" if encoded["test"] else "train"
-    table, _ = read_split(find_data(settings.data), split)[0]
+    prompt, _ = (encoded["test"] or encoded["train"])[0]
+    again = shlex.join(["describe.py", str(folder), tokenizer.decode(prompt[:-1]).strip()])
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
-          f'  python describe.py {folder} "{table}"')
+          f"  python {again}")
 
 
 def read_data(settings, model, tokenizer):
@@ -303,10 +304,8 @@ def read_data(settings, model, tokenizer):
 
 
 def check_possible(settings, model, tokenizer, encoded):
-    """Raises InputError for what would fail hours later: an impossible search, a figure.
-
-    Says so where METEOR will be missing.
-    """
+    """Raises InputError for what would fail hours later: a choice without validation data, an
+    impossible search, a figure. Says so where METEOR will be missing."""
     if settings.keep == "best" and not encoded["valid"]:
         raise InputError(f"--keep best: {settings.data} has no validation data to choose by")
     P = settings.prefix_length if settings.mode == "prefix" else 0
@@ -393,7 +392,7 @@ def parse_arguments():
         help="the most that the gradient's norm may be (default: %(default)s)")
     add("--max-steps", type=int, metavar="N",
         help="stop after so many steps; the learning rate falls to 0 by then")
-    add("--seed", type=int, nargs="+", default=[0], metavar="N",
+    add("--seed", type=seed_number, nargs="+", default=[0], metavar="N",
         help="one or several: a run each, and their mean and spread (default: 0)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"),
         help="bfloat16 (autocast) is for GPUs (default: %(default)s)")
@@ -455,35 +454,19 @@ def single_runs(args):
     return runs
 
 
-def check_folder(folder, settings, resume, made_from=None):
-    """Raises InputError where a folder holds anything that such a run cannot go on with."""
-    if not (folder / "run.json").exists():
-        return check_new(folder, "a run")
-    if not resume:
-        raise InputError(f"{folder} already holds a run; give another --out, or --resume to go on "
-                         "with it")
-    check_same(folder, read_settings(folder), asdict(settings) | (made_from or {}))
-
-
-def is_finished(folder):
-    """Whether a run has ended: with its scores or, without a test set, with its figure."""
-    if (folder / "loss.png").exists() and read_settings(folder).get("test_sha256") == "":
-        return True
-    return (folder / "scores.json").exists()
-
-
 def main():
     args = parse_arguments()
     device = pick_device(args.device)
     join(device)
     runs = single_runs(args)
+    first = next(iter(runs))
     if args.resume and not any((folder / "run.json").exists() for folder in runs):
-        raise InputError(f"{next(iter(runs))} holds no run to go on with")
-    out = (next(iter(runs)) if len(runs) == 1 else next(iter(runs)).parent).resolve()
+        raise InputError(f"{first} holds no run to go on with")
+    out = (first if len(runs) == 1 else first.parent).resolve()
     if out in (ROOT / "models" / args.model, ROOT / "data" / args.data):  # or absolute paths
         raise InputError(f"{out} holds the base or the data; give another --out")
     for folder, settings in runs.items():  # a mistake in the last one shows at once
-        check_folder(folder, settings, args.resume)
+        check_folder(folder, asdict(settings), args.resume)
     wait_for_all()
     try:
         for folder, settings in runs.items():

@@ -31,9 +31,9 @@ from gpt2 import load_both  # noqa: E402
 from prefix import load_past  # noqa: E402
 from results.make import (FEW_EXAMPLES, LENGTH_STEPS, LENGTHS, PARTS, RATES,  # noqa: E402
                           RESULTS)
-from results.tables import (bleu, few, form_lines, form_runs, last_loss, read,  # noqa: E402
-                            with_settings)
-from train import is_finished  # noqa: E402
+from results.tables import (MODES, bleu, few, form_lines, form_runs, label_of,  # noqa: E402
+                            last_loss, read, with_settings)
+from run_folder import is_finished  # noqa: E402
 
 PREFIX_RUN = "runs/figures"  # made by:
 PREFIX_COMMAND = ["train.py", "--mode", "prefix", "--model", "tiny", "--data", "sample",
@@ -52,7 +52,7 @@ def draw_forms(path):
     figure, axes = new_figure()
     for form, clip in form_lines(runs):
         losses = {lr: last_loss(form_runs(runs, form, clip, lr)) for lr in RATES[form]}
-        draw_points(axes, losses, label=form + ", not clipped" * (clip > 1),
+        draw_points(axes, losses, label=label_of(form, clip),
                     linestyle="--" if clip > 1 else "-", color=f"C{list(RATES).index(form)}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss a token (nats)",
              ylim=(0.4, 6.9))
@@ -64,8 +64,7 @@ def draw_small(path):
     """BLEU against the number of examples."""
     runs = read("small")
     figure, axes = new_figure()
-    for mode, label, beside in (("prefix", "prefix-tuning", 0.99),
-                                ("finetune", "fine-tuning", 1.01)):  # so that no bar hides another
+    for (mode, label), beside in zip(MODES.items(), (0.99, 1.01)):  # so that no bar hides another
         draw_points(axes, {n * beside: bleu(few(runs, mode, n)) for n in FEW_EXAMPLES}, label=label)
     axes.set(xscale="log", xlabel="training examples", ylabel="BLEU, mean of three draws",
              xticks=FEW_EXAMPLES, xticklabels=FEW_EXAMPLES)
@@ -94,7 +93,7 @@ def draw_length(path):
 def draw_losses(path):
     """Loss against steps of the experiment's runs."""
     logs = {}
-    for mode, label in (("prefix", "prefix-tuning"), ("finetune", "fine-tuning")):
+    for mode, label in MODES.items():
         logs[label] = [
             [{"step": step, "loss": loss} for step, loss in told["training"]]
             + [{"step": step, "validation_loss": loss} for step, loss in told["validation"]]
@@ -152,12 +151,13 @@ def attention_shares(model, past, encoded):
 
 def draw_attention(path):
     """Where each head of each layer looks while a sentence is written."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     model, tokenizer, past = load_all()
     examples = read_split(find_data("sample"), "valid")[:20]
     shares = attention_shares(model, past, [encode_example(tokenizer, *pair) for pair in examples])
-    figure, panels = pyplot.subplots(1, 3, figsize=(9, 4), layout="constrained", sharey=True)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
     heads, layers = range(model.config.n_head), range(model.config.n_layer)
     for number, title in enumerate(("the prefix", "the table", "the sentence so far")):
         axes, part = panels[number], shares[:, :, number]

@@ -27,16 +27,16 @@ sys.path.insert(0, str(ROOT))
 import metrics  # noqa: E402
 from common import (InputError, progress_bar, reading, run_command, write_json,  # noqa: E402
                     write_text)
-from compare import read_log, read_run, read_sentences  # noqa: E402
+from compare import PARAMETERS, read_log, read_run, read_sentences  # noqa: E402
 from e2e_data import SPLITS, find_data, group_by_table, read_split  # noqa: E402
-from run_folder import read_settings  # noqa: E402
+from gpt2 import END  # noqa: E402
+from run_folder import is_finished, read_settings  # noqa: E402
 from sentences.slots import count, near_twice, share  # noqa: E402
-from train import costs_of_training, is_finished  # noqa: E402
+from train import costs_of_training  # noqa: E402
 
 RUNS = Path("runs/results")  # in the repository's root
 RESULTS = ROOT / "results"
 SEEDS = 0, 1, 2
-END = "<|endoftext|>"
 E2E_EXAMPLE = shlex.quote(  # made up, in the form of the training set
     f"{END} name : Cocum | Type : pub | food : Indian | price : cheap | family friendly : no{END}"
     f" Cocum is a cheap pub serving Indian food . It is not family friendly .{END}")
@@ -204,9 +204,9 @@ def gather(run):
         told["validation"] = [[entry["step"], round(entry["validation_loss"], 4)]
                               for entry in log if "validation_loss" in entry]
     if (folder / "scores.json").exists():
-        scores = read_run(folder).scores
-        told["scores"] = {name: scores[name] for name in metrics.METRICS}
-        told |= {name: (scores["costs"] or {}).get(name) for name in ("trained", "kept")}
+        finished = read_run(folder)
+        told["scores"] = {name: finished.scores[name] for name in metrics.METRICS}
+        told |= {name: finished.costs.get(name) for name in PARAMETERS}
     if run.part == "e2e":
         tables = list(group_by_table(read_split(find_data("e2e"), "test")))
         told["faults"] = faults(list(zip(tables, read_sentences(folder, len(tables), "e2e"))))

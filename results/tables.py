@@ -17,6 +17,7 @@ from common import read_json, run_command, write_text  # noqa: E402
 from results.make import FEW_EXAMPLES, LENGTHS, RATES, RESULTS  # noqa: E402
 
 DOCUMENTS = "README.md", "RESULTS.md"
+MODES = {"prefix": "prefix-tuning", "finetune": "fine-tuning"}
 PLACE = r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)"
 
 
@@ -69,8 +70,13 @@ def forms():
         for lr in rates:
             found = form_runs(runs, form, clip, lr)
             cells.append(spread(last_loss(found)) if found else "")
-        rows.append([form + ", not clipped" * (clip > 1), *cells])
+        rows.append([label_of(form, clip), *cells])
     return table(["learning rate", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def label_of(form, clip):
+    """What a line of the forms' table and figure is called."""
+    return form + ", not clipped" * (clip > 1)
 
 
 def form_lines(runs):
@@ -92,8 +98,8 @@ def small():
     runs, rows = read("small"), []
     for n in FEW_EXAMPLES:
         rows.append([n, *(spread(bleu(few(runs, mode, n)), "{:.1f}")
-                          for mode in ("prefix", "finetune"))])
-    return table(["examples", "prefix-tuning", "fine-tuning"], rows)
+                          for mode in MODES)])
+    return table(["examples", *MODES.values()], rows)
 
 
 def length():
@@ -137,9 +143,9 @@ def e2e():
 def groups_of_e2e():
     """(label, runs, {score: its values}) of each way to steer the base."""
     runs = read("e2e")
-    for label, found in (("the base alone", [runs["base"]]),
-                         ("prefix-tuning", with_settings(runs, mode="prefix")),
-                         ("fine-tuning", with_settings(runs, mode="finetune"))):
+    groups = {"the base alone": [runs["base"]]}
+    groups |= {label: with_settings(runs, mode=mode) for mode, label in MODES.items()}
+    for label, found in groups.items():
         yield label, found, {name: [told["scores"][name] for told in found]
                              for name in metrics.METRICS}
 
@@ -152,7 +158,7 @@ def show(name, value, form):
 def faults():
     """How many values the sentences of the experiment's runs leave out or contradict, in %."""
     runs, rows = read("e2e"), []
-    for label, mode in (("prefix-tuning", "prefix"), ("fine-tuning", "finetune")):
+    for mode, label in MODES.items():
         told = [one["faults"] for one in with_settings(runs, mode=mode)]
         rows.append([label, *(spread([one[name] for one in told], "{:.1f}") for name in told[0])])
     return table(["", *told[0]], rows)

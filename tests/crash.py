@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import matplotlib.pyplot  # noqa: E402, F401  # here, so that each fork has it already
+import matplotlib.figure  # noqa: E402, F401  # here, so that each fork has it already
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 

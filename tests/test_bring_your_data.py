@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import shutil
 import sys
 import zipfile
@@ -214,7 +215,7 @@ def test_without_validation_or_test_set_training_works_and_says_what_it_leaves_o
     assert {"adapter_model.safetensors", "adapter_config.json", "loss.png"} <= names
     assert ({"outputs.txt", "references.txt", "scores.json"} <= names) == ("test" not in missing)
     hint = out.splitlines()[-1]
-    assert f'"{EXAMPLES[0][0]}"' in hint
+    assert shlex.split(hint)[1:] == ["describe.py", str(tmp_path / "run"), EXAMPLES[0][0]]
 
     before = {
         path: path.stat().st_mtime_ns

@@ -17,9 +17,9 @@ import compare
 import describe
 import train
 from common import InputError, printable, write_aside, write_json, write_text
-from gpt2 import load_model, load_tokenizer
+from gpt2 import load_both, load_model, load_tokenizer
 from prefix import load_prefix
-from run_folder import check_new, claim, fingerprint_model, fingerprint_tokenizer
+from run_folder import check_new, claim, fingerprints
 
 PLACES = ("The Mill", "Blue Fox", "Old Oak", "Zizzi")
 QUICK = ("--num-beams", 1, "--max-new-tokens", 2, "--batch-size", 4, "--device", "cpu")
@@ -214,23 +214,29 @@ def test_a_prefix_is_used_on_another_base_only_when_asked(command, base, without
 
 
 def test_a_fingerprint_is_that_of_the_weights_and_not_of_their_file(base, tmp_path):
-    model = load_model(base)
+    model, tokenizer = load_both(base)
+    before = fingerprints(model, tokenizer)
     torch.save({f"transformer.{name}": tensor for name, tensor in model.state_dict().items()},
                base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
-    assert fingerprint_model(load_model(base)) == fingerprint_model(model)
+    assert fingerprints(load_model(base), tokenizer) == before
     with torch.no_grad():
         model.h[3].mlp.c_fc.bias[7] += 1e-6
-    assert fingerprint_model(load_model(base)) != fingerprint_model(model)
+    after = fingerprints(model, tokenizer)
+    assert after["model_sha256"] != before["model_sha256"]
+    assert after["vocabulary_sha256"] == before["vocabulary_sha256"]
 
 
 def test_a_vocabularys_fingerprint_tells_which_token_is_which(base):
-    before = fingerprint_tokenizer(load_tokenizer(base))
+    model, tokenizer = load_both(base)
+    before = fingerprints(model, tokenizer)
     path = base / "vocab.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=3))  # the same in another dress
-    assert fingerprint_tokenizer(load_tokenizer(base)) == before
+    assert fingerprints(model, load_tokenizer(base)) == before
     swap_two_words(base)
-    assert fingerprint_tokenizer(load_tokenizer(base)) != before
+    after = fingerprints(model, load_tokenizer(base))
+    assert after["vocabulary_sha256"] != before["vocabulary_sha256"]
+    assert after["model_sha256"] == before["model_sha256"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -324,12 +330,12 @@ def test_a_finished_run_is_left_alone_by_resume(command, capsys):
     assert "is finished" in capsys.readouterr().out and contents(folder) == before
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX systems")
 def hear_ctrl_c():
     """What a shell starts in the background is deaf to it, and so are its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX systems")
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path, data):
     arguments = ("train.py", "--mode", "prefix", "--model", "tiny", "--data", data, "--epochs",
                  100000, "--out", tmp_path / "a run", *QUICK)

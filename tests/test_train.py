@@ -632,6 +632,15 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.parametrize("seed", (2**64, -(2**63) - 1))
+def test_a_seed_that_pytorch_does_not_take_is_refused_before_there_is_a_folder(tmp_path, seed):
+    with pytest.raises((RuntimeError, ValueError)):
+        torch.manual_seed(seed)
+    done = train_here("sample", tmp_path / "run", "--max-steps", 1, f"--seed={seed}")
+    assert done.error == 2 and f"{seed} does not fit in 64 bits" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("arguments, message", MISTAKES)
 def test_a_mistake_on_the_command_line_is_one_line_and_leaves_no_folder(tmp_path,
                                                                         arguments, message):
