@@ -28,6 +28,14 @@ def read_system(path):
         raise InputError(f"there is no file {path}")
     text = io.StringIO(decode(path, path.read_bytes()), newline="")
     rows = csv.DictReader(text, delimiter="\t")
+    try:
+        return read_rows(path, rows)
+    except csv.Error as error:  # such as a quote without an end
+        raise InputError(f"{path}, line {rows.reader.line_num}: {error}") from None
+
+
+def read_rows(path, rows):
+    """{table: sentence} of a csv.DictReader's rows. Raises InputError."""
     if [name.lower() for name in rows.fieldnames or []] != ["mr", "output"]:
         raise InputError(
             f"{path}, line 1: the columns MR and output, with a tab between, were expected")

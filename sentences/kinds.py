@@ -26,7 +26,7 @@ from compare import read_sentences  # noqa: E402
 from describe import load_run  # noqa: E402
 from e2e_data import (encode_example, find_data, group_by_table, make_batch,  # noqa: E402
                       read_split, tokenise_text)
-from sentences.slots import judge  # noqa: E402
+from sentences.slots import judged  # noqa: E402
 
 MET = {0: "never met", 1: "met 1 to 99 times", 100: "met 100 to 9,999 times",
        10_000: "met 10,000 times or more"}
@@ -45,7 +45,7 @@ def count_words(folder):
 
 def how_often(words, met):
     """The name in MET of the rarest of some words."""
-    rarest = min(met[word] for word in words)
+    rarest = min((met[word] for word in words), default=0)
     return MET[max(least for least in MET if least <= rarest)]
 
 
@@ -54,7 +54,7 @@ def kinds_of(tokenizer, table, answer, met):
     text, places = tokenizer.decode_with_offsets(answer[:-1])
     of_values = set()
     for slot in table.split(" | "):
-        value = re.escape(slot.split(" : ", 1)[1].strip())
+        value = re.escape(f"{slot} ".partition(" : ")[2].strip())
         for found in re.finditer(rf"(?<!\w){value}(?!\w)", text, re.IGNORECASE):
             of_values.update(range(*found.span()))
     words = {place: word[0] for word in re.finditer(r"\S+", text) for place in range(*word.span())}
@@ -101,19 +101,20 @@ def print_left_out(runs, tables, data, met):
     """The table of values that are left out, of the runs that have described the test tables."""
     said = {name: read_sentences(name, len(tables), data) for name in runs
             if (Path(name) / "outputs.txt").exists()}
-    values = {kind: [] for kind in MET.values()}
-    for i, table in enumerate(tables):
-        for slot in table.split(" | "):
-            slot, value = slot.strip().split(" : ", 1)
-            values[how_often(value.lower().split(), met)].append((i, slot, value))
+    if not said:
+        return
+    missing = {kind: {name: [] for name in said} for kind in MET.values()}
+    for name, says in said.items():
+        for table, sentence in zip(tables, says):
+            for _, value, judgement in judged(table, sentence):
+                kind = how_often(value.lower().split(), met)
+                missing[kind][name].append(judgement == "missing")
     print()
     print_row("values left out, %", "values", [Path(name).name for name in said])
-    for kind, of_kind in values.items():
-        shares = []
-        for says in said.values():
-            missing = [judge(slot, value, says[i]) == "missing" for i, slot, value in of_kind]
-            shares.append(f"{100 * mean(missing):.1f}" if missing else "-")
-        print_row(kind, f"{len(of_kind):,}", shares)
+    for kind, of_runs in missing.items():
+        shares = [f"{100 * mean(values):.1f}" if values else "-" for values in of_runs.values()]
+        n_values = len(next(iter(of_runs.values())))
+        print_row(kind, f"{n_values:,}", shares)
 
 
 def print_row(head, number, cells):

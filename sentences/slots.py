@@ -6,7 +6,7 @@ counts for each run's outputs, and for the references themselves, the slots that
 mention, those that it contradicts, and the sentences that name the place nearby more than once. A
 value counts as said where one of its phrasings stands in the sentence: rules, not understanding. So
 the references' own figures show what the rules miss, and only differences between rows mean
-something.
+something. A run says each table once; the references say some tables more often than others.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
 from common import InputError, run_command  # noqa: E402
-from compare import read_sentences  # noqa: E402
+from compare import read_sentences, runs_in  # noqa: E402
 from e2e_data import find_data, group_by_table, read_split  # noqa: E402
 
 
@@ -32,7 +32,8 @@ def near(topic, value):
 RATING, PRICE = "rat|star|review|customer|scor", "pric|cost|£|range"
 NOT = r"\b(not|n't|no|non|never|isn't|without|unsuitable|adults?[ -]+only)\b"
 CHILDREN = r"(famil|child|kid)"
-NOT_CHILDREN = rf"{NOT}.*{CHILDREN}|{CHILDREN}.*{NOT}"
+NOT_CHILDREN = rf"{NOT}[^.]*{CHILDREN}|{CHILDREN}[^.]*{NOT}"  # in one sentence
+FIVE = "(?<!out of )5|five"  # "1 out of 5" is not five
 THAN = r"( than)?( of)?( £)?"
 CHEAP = r"\bcheap|inexpensive"
 EXPENSIVE = r"\bexpensive|\bpricey"
@@ -64,10 +65,10 @@ PHRASINGS = {  # slot -> value -> pattern, for the slots that have few values, i
     "customer rating": {
         "low": near(RATING, "low|poor|bad|1|one"),
         "average": near(RATING, "average|moderate|decent|ok|3|three"),
-        "high": near(RATING, "high|highly|excellent|great|good|well|5|five"),
+        "high": near(RATING, "high|highly|excellent|great|good|well|" + FIVE),
         "1 out of 5": near(RATING, "1|one|low|poor"),
         "3 out of 5": near(RATING, "3|three|average|moderate"),
-        "5 out of 5": near(RATING, "5|five|high|excellent|top"),
+        "5 out of 5": near(RATING, FIVE + "|high|excellent|top"),
     },
     "price": {
         "cheap": rf"{CHEAP}|affordable|" + near(PRICE, "low|less"),
@@ -106,18 +107,24 @@ def judge(slot, value, sentence):
     return "contradicted" if said else "missing"
 
 
+def judged(table, sentence):
+    """Yields (slot, value, judgement) of a table; names of places say nothing of other slots."""
+    values = {}
+    for pair in table.split(" | "):
+        slot, _, value = f"{pair} ".partition(" : ")  # where a value is empty, "slot :"
+        values[slot.strip()] = value.strip()
+    without_names = sentence.lower()
+    for slot in NAMES:
+        if slot in values:
+            without_names = without_names.replace(values[slot].lower(), " ")
+    for slot, value in values.items():
+        yield slot, value, judge(slot, value, sentence if slot in NAMES else without_names)
+
+
 def count(pairs):
     """Counter of (slot, judgement) over pairs of a table and a sentence."""
-    counts = Counter()
-    for table, sentence in pairs:
-        values = dict(pair.strip().split(" : ", 1) for pair in table.split(" | "))
-        without_names = sentence.lower()
-        for slot in NAMES:
-            if slot in values:
-                without_names = without_names.replace(values[slot].lower(), " ")
-        for slot, value in values.items():
-            counts[slot, judge(slot, value, sentence if slot in NAMES else without_names)] += 1
-    return counts
+    return Counter((slot, judgement) for table, sentence in pairs
+                   for slot, _, judgement in judged(table, sentence))
 
 
 def near_twice(pairs):
@@ -126,7 +133,7 @@ def near_twice(pairs):
     for table, sentence in pairs:
         if place := re.search(r"\bnear : ([^|]*[^| ])", table):
             times.append(sentence.lower().count(place[1].lower()))
-    return sum(n > 1 for n in times) / len(times)
+    return sum(n > 1 for n in times) / len(times) if times else 0.0
 
 
 def share(counts, slot, judgement):
@@ -146,8 +153,8 @@ def main():
     args = parser.parse_args()
     examples = read_split(find_data(args.data), "test")
     tables = list(group_by_table(examples))
-    said = {run: list(zip(tables, read_sentences(run, len(tables), args.data)))
-            for run in args.runs}
+    said = {str(run): list(zip(tables, read_sentences(run, len(tables), args.data)))
+            for run in runs_in(args.runs)}
     said["the references"] = examples
     rows = {name: count(pairs) for name, pairs in said.items()}
 

@@ -35,6 +35,7 @@ def test_tgen_has_a_sentence_for_each_test_table_and_about_67_bleu(shared):
     ("", "line 1: the columns MR and output"),
     ("MR,output\n", "line 1: the columns MR and output"),
     ("MR\toutput\nname[The Mill]\n", "line 2: a table, a tab and a sentence"),
+    ('MR\toutput\nname[A]\t"' + 200_000 * "a", "line 2: field larger than field limit"),
     ("MR\toutput\nname[The Mill]\ta\tb\n", "line 2: a table, a tab and a sentence"),
     ("MR\toutput\nname[The Mill]\ta\nThe Inn\tb\n", "system.tsv, line 3: `key"),
     ("MR\toutput\nname[The Mill]\ta\nname[The Mill]\tb\n",

@@ -72,6 +72,16 @@ def test_the_command_tells_both_tables(tmp_path, shared):
     assert "sgd.jsonl.gz cannot be read; --pretrain must name" in missing.error
 
 
+def test_values_are_left_out_as_often_as_by_the_rules_for_slots(tmp_path, capsys):
+    table = "name : The Mill | food : Indian | near : Raja Indian Cuisine"
+    (tmp_path / "outputs.txt").write_text("The Mill is near Raja Indian Cuisine .\n")
+    kinds.print_left_out([tmp_path], [table], "data", kinds.Counter())
+    assert "never met" in (out := capsys.readouterr().out)
+    assert next(line for line in out.splitlines() if "never met" in line).split()[-2:] == ["3", "33.3"]
+    kinds.print_left_out(["tiny"], [table], "data", kinds.Counter())  # which described nothing
+    assert capsys.readouterr().out == ""
+
+
 def test_runs_of_two_vocabularies_are_refused(monkeypatch, small_vocabulary):
     tokenizers = {"a": load_tokenizer("tiny"), "b": load_tokenizer(small_vocabulary)}
     monkeypatch.setattr(kinds, "load_run", lambda name: SimpleNamespace(tokenizer=tokenizers[name]))

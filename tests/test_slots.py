@@ -27,6 +27,11 @@ from sentences import slots
     ("price", "high", "It has a high customer rating .", "missing"),
     ("price", "cheap", "It has high prices .", "contradicted"),
     ("price", "£ 20 - 25", "Prices are £ 20 to £ 25 .", "said"),
+    ("customer rating", "5 out of 5", "The Mill is rated 1 out of 5 .", "contradicted"),
+    ("customer rating", "high", "It has a customer rating of 3 out of 5 .", "contradicted"),
+    ("customer rating", "high", "It is rated 5 out of 5 .", "said"),
+    ("family friendly", "yes", "It is family - friendly . It is not far from the river .", "said"),
+    ("family friendly", "yes", "It is not cheap . Kids are welcome .", "said"),
 ])
 def test_judgements(slot, value, sentence, expected):
     assert slots.judge(slot, value, sentence) == expected
@@ -35,6 +40,11 @@ def test_judgements(slot, value, sentence, expected):
 def test_the_name_of_a_place_says_nothing_about_the_food():
     table = "name : The Mill | food : Indian | near : Raja Indian Cuisine"
     assert slots.count([(table, "The Mill is near Raja Indian Cuisine .")])["food", "missing"] == 1
+
+
+def test_a_value_may_be_empty_and_no_table_need_have_a_place_nearby():
+    assert slots.count([("name : The Mill | near :", "The Mill .")])["near", "said"] == 1
+    assert slots.near_twice([("name : The Mill", "The Mill .")]) == 0
 
 
 def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
