@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 from beam import beam_search  # noqa: E402
 from bench.training import add_arguments, peak_flops, wait  # noqa: E402
 from bench.twins import hugging_face_twin  # noqa: E402
-from common import run_command  # noqa: E402
+from common import InputError, run_command  # noqa: E402
 from e2e_data import encode_table, find_data, group_by_table, read_split  # noqa: E402
 from gpt2 import GPT2, SIZES, load_tokenizer, pick_device  # noqa: E402
 
@@ -83,6 +83,8 @@ def main():
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32], metavar="N",
                         help="tables at once for generate, besides 1 (default: 8 16 32)")
     args = parser.parse_args()
+    if min(args.tables, args.max_new_tokens, *args.batch_sizes) < 1:
+        raise InputError("all numbers must be at least 1")
     torch.manual_seed(0)
     device, length = pick_device(args.device), args.max_new_tokens
     with device:

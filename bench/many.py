@@ -113,7 +113,7 @@ def main():
     prompts = [encode_table(tokenizer, table) for table in tables]
     tasks = [[prompts[(i * args.tables + k) % len(prompts)] for k in range(args.tables)]
              for i in range(args.tasks)]
-    peft_model = peft_adapters(hugging_face_twin(model).to(device), prefixes)
+    peft_model = peft_adapters(hugging_face_twin(model), prefixes)
     ways = {
         "one batch": lambda: one_batch(model, pasts, tasks, args.max_new_tokens),
         "one by one": lambda: one_by_one(model, pasts, tasks, args.max_new_tokens),

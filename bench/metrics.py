@@ -4,7 +4,7 @@ memory.
     python bench/metrics.py REFERENCES OUTPUTS OTHER_OUTPUTS [--official measure_scores.py]
 
 The first call may have METEOR's paraphrases to look up for new references; the others find them in
-its cache.
+its cache. (Windows does not tell the memory: not for it.)
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import run_command  # noqa: E402
+from common import InputError, run_command  # noqa: E402
 
 
 def seconds(*command, cwd=ROOT):
@@ -45,6 +45,8 @@ def main():
         "--repeats", type=int, default=5, help="calls of which the fastest counts (default: 5)"
     )
     args = parser.parse_args()
+    if args.repeats < 1:
+        raise InputError("--repeats must be at least 1")
     references = str(args.references.resolve())
     outputs, other = str(args.outputs.resolve()), str(args.other.resolve())
 
@@ -52,7 +54,8 @@ def main():
     first = seconds(*call)
     one = min(seconds(*call) for _ in range(args.repeats))
     two = min(seconds(*call, other) for _ in range(args.repeats))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kB on Linux
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes, kB
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
     print(f"{'the first call':<32}{first:8.2f} s")
     print(f"{'one file of outputs':<32}{one:8.2f} s")
     print(f"{'each further one in the call':<32}{two - one:8.2f} s")

@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
 from bench.twins import hugging_face_twin, peft_twin  # noqa: E402
-from common import run_command  # noqa: E402
+from common import InputError, run_command  # noqa: E402
 from e2e_data import (encode_example, find_data, make_batch, read_split,  # noqa: E402
                       shuffled_batches)
 from gpt2 import GPT2, SIZES, load_tokenizer, pick_device  # noqa: E402
@@ -161,7 +161,7 @@ def measure_memory(args):
 def time_steps(args, mode):
     """Steps of both in turn: (seconds of ours, seconds of theirs, our and the machine's FLOP/s).
 
-    They are medians over all steps but the first.
+    Of the steps, but for the first, medians; the machine's is the mean of before and behind them.
     """
     device, model, prefix, batches = make(args, mode)
     both = {name: one(model, prefix, len(batches)) for name, one in BOTH.items()}
@@ -191,6 +191,10 @@ def main():
     parser.add_argument("--only", choices=BOTH,
                         help="with --mode: print the peak of memory of these")
     args = parser.parse_args()
+    if args.steps < 1:
+        raise InputError("--steps must be at least 1")
+    if args.only and not args.mode:
+        raise InputError("--only goes with --mode")
     if args.only:
         return measure_memory(args)
     modes = [args.mode] if args.mode else ["prefix", "finetune"]
@@ -198,7 +202,9 @@ def main():
     for mode in modes:
         for name in BOTH:
             command = [sys.executable, __file__, *sys.argv[1:], "--mode", mode, "--only", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE)
+            if done.returncode:  # it has said why
+                sys.exit(done.returncode)
             memory[mode, name] = float(done.stdout) / 2**30
     print(f"{args.model}'s shape, {args.data}, batches of {BATCH_SIZE}, float32, "
           f"{pick_device(args.device)} ({torch.get_num_threads()} threads); medians of "

@@ -2,7 +2,7 @@
 
 
 def hugging_face_twin(model):
-    """Hugging Face's GPT-2 with the same weights, in the same dtype."""
+    """Hugging Face's GPT-2 with the same weights, in the same dtype, on the same device."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = model.config
@@ -11,7 +11,7 @@ def hugging_face_twin(model):
         n_head=config.n_head, n_layer=config.n_layer, eos_token_id=config.eos_token,
         bos_token_id=config.eos_token, pad_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0,
         attn_pdrop=0.0,
-    )).to(model.wte.weight.dtype)
+    )).to(model.wte.weight)  # its dtype and device
     twin.transformer.load_state_dict(model.state_dict())
     return twin.eval()
 
@@ -28,7 +28,7 @@ def peft_twin(twin, prefix):
         task_type="CAUSAL_LM", num_virtual_tokens=len(prefix.embedding.weight),
         prefix_projection=has_network,
         encoder_hidden_size=prefix.networks[0][0].out_features if has_network else None,
-    )).to(prefix.embedding.weight.dtype)
+    )).to(prefix.embedding.weight)
     encoder = peft_model.prompt_encoder["default"]
     encoder.embedding.load_state_dict(prefix.embedding.state_dict())
     if has_network:
