@@ -1,8 +1,9 @@
 """Puts runs side by side: scores with mean and spread over seeds, costs, and the figures.
 
     python compare.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e     scores, costs, losses.png
-    python compare.py runs/prefix-tiny-e2e/l*     of several lengths: also curve.png (Figure 2)
     python compare.py runs/a runs/b --tables 3    and what each says of three test tables
+
+Where a folder holds several runs, all of them; of several lengths also curve.png (Figure 2).
 """
 
 import argparse
@@ -39,12 +40,21 @@ class FinishedRun:
     log: list
 
 
+def runs_in(folders):
+    """The folders themselves, but in place of one that holds several runs these."""
+    found = []
+    for folder in map(Path, folders):
+        inside = sorted(path.parent for path in folder.glob("*/scores.json"))
+        found += inside if inside and not (folder / "scores.json").exists() else [folder]
+    return found
+
+
 def read_run(folder):
     """The finished run that a folder holds; raises InputError where there is none."""
     folder = Path(folder)
     if not (folder / "scores.json").exists():
-        raise InputError(f"{folder} holds no finished run (scores.json is missing); train.py "
-                         "--resume goes on with one")
+        raise InputError(f"{folder} holds no scores (scores.json is missing): its run had no test "
+                         "set, or has not ended; train.py --resume goes on with it")
     scores, settings, log = read_json(folder / "scores.json"), None, []
     if (folder / "run.json").exists():
         settings, log = read_settings(folder), read_log(folder / "log.jsonl")
@@ -170,7 +180,8 @@ def read_sentences(folder, n_tables, data):
     path = Path(folder) / "outputs.txt"
     if not path.exists():
         raise InputError(f"{path} is missing: {folder} holds no finished run")
-    outputs = path.read_text(encoding="utf-8").split("\n")[:-1]
+    with reading(path, "is damaged; describe.py --data makes it anew"):
+        outputs = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if len(outputs) != n_tables:
         raise InputError(f"{path} has {len(outputs)} lines for the {n_tables} tables of {data}")
     return outputs
@@ -289,7 +300,8 @@ def compare_runs(folders, out, n_tables=0):
 def main():
     parser = argparse.ArgumentParser(
         description="Puts finished runs side by side: scores, costs, figures.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py wrote")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py or "
+                        "describe.py --out wrote, or folders of such folders")
     parser.add_argument("--out", default="runs", metavar="DIR",
                         help="where the figures go (default: runs)")
     parser.add_argument("--tables", type=int, default=0, metavar="N", help="show what each run "
@@ -297,7 +309,7 @@ def main():
     args = parser.parse_args()
     if args.tables < 0:
         raise InputError(f"--tables must be 0 or more, but is {args.tables}")
-    compare_runs(args.runs, args.out, args.tables)
+    compare_runs(runs_in(args.runs), args.out, args.tables)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python figures/make.py                  all of them
     python figures/make.py attention tree   these alone
 
-forms, small, length and losses show results/*.json. attention, tree and edits show the small base
-and the sample; for them a prefix is trained first, 400 steps, where it is not there yet.
+forms, small, length and losses show results/*.json. attention and tree show the small base behind a
+prefix that is trained first, 400 steps, where it is not there yet; edits shows the five scores.
 """
 
 import argparse

@@ -60,7 +60,8 @@ def find():
 def check(path, name):
     """`path`, if it is to the bit the known file; raises InputError otherwise."""
     if (path.stat().st_size, sha256(path)) != KNOWN[name]:
-        raise InputError(f"{path} is not the file of METEOR 1.5 (its SHA-256 differs); fetch it")
+        raise InputError(f"{path} is not the file of METEOR 1.5 (its SHA-256 differs); "
+                         "remove it and fetch it again")
     return path
 
 

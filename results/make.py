@@ -173,8 +173,8 @@ def write_data(folder, **splits):
 
 def is_done(run):
     """Whether a run is finished. Raises InputError where its folder is another command's."""
-    first = run.log.open(encoding="utf-8").readline() if run.log.exists() else None
-    if run.folder.exists() and first != f"$ {run.command}\n":
+    told = run.log.read_bytes() if run.log.exists() else b""
+    if run.folder.exists() and not told.startswith(f"$ {run.command}\n".encode()):
         raise InputError(f"{run.folder} was not made by `{run.command}`; remove it")
     return is_finished(run.folder)
 

@@ -137,7 +137,7 @@ def e2e():
             rows.append(["highest - lowest", *(show(name, max(values) - min(values), "{:.4f}")
                                                for name, values in scores.items())])
     return table(["", *HEADS, "validation loss a token", "parameters trained", "kept",
-                  "minutes a run"], rows)
+                  "minutes of training"], rows)
 
 
 def groups_of_e2e():

@@ -133,9 +133,24 @@ def test_each_run_and_a_person_are_shown_on_the_same_tables_spread_over_the_test
     assert "--tables must be" in run_here(compare.main, *folders, "--tables", "-1").error
 
 
+def test_a_folder_of_runs_stands_for_its_runs(tmp_path):
+    several = [write_run(tmp_path / "several" / f"length-5-seed-{seed}", 0.5) for seed in range(3)]
+    (tmp_path / "several" / "losses.png").write_bytes(b"")  # what train.py draws beside them
+    single = write_run(tmp_path / "one" / "run", 0.6, mode="finetune")
+    assert compare.runs_in([tmp_path / "several", single]) == [*several, single]
+    done = run_here(compare.main, tmp_path / "several", single, "--out", tmp_path)
+    assert done.error is None and "mean of 3 seeds" in done.stdout
+    assert "holds no scores" in run_here(compare.main, tmp_path).error
+
+
 def test_outputs_that_are_not_there_or_of_other_tables_are_told(tmp_path):
     with pytest.raises(InputError, match="outputs.txt is missing: .* holds no finished run"):
         compare.read_sentences(tmp_path, 2, "e2e")
+    (tmp_path / "outputs.txt").write_text("A pub .", encoding="utf-8")  # as an editor may leave it
+    assert compare.read_sentences(tmp_path, 1, "e2e") == ["A pub ."]
+    (tmp_path / "outputs.txt").write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match="outputs.txt is damaged"):
+        compare.read_sentences(tmp_path, 1, "e2e")
     (tmp_path / "outputs.txt").write_text("A pub .\n", encoding="utf-8")
     assert compare.read_sentences(tmp_path, 1, "e2e") == ["A pub ."]
     with pytest.raises(InputError, match="has 1 lines for the 2 tables of e2e"):
@@ -189,5 +204,5 @@ def test_a_size_that_is_no_number_is_told(tmp_path):
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no finished run"):
+    with pytest.raises(InputError, match="holds no scores"):
         compare.read_run(tmp_path)

@@ -586,6 +586,8 @@ def test_where_the_official_script_divides_by_zero_is_said_once(small):
         (["--python"], "-p, --python: "),
         (["-s", "src.txt"], "-s, --src-file: "),
         (["--json", "-t"], "--json and -t or -H: "),
+        (["-l", "s.tsv", "--json"], "-l and --json or --segments: "),
+        (["-l", "s.tsv", "--segments", "t.tsv"], "-l and --json or --segments: "),
         (["-l", "nowhere/s.tsv"], "-l nowhere/s.tsv: "),
         (["--segments", "nowhere/s.tsv"], "--segments nowhere/s.tsv: "),
         (["-l", "."], "-l .: "),

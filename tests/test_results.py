@@ -100,6 +100,9 @@ def test_it_runs_what_is_not_finished_and_gathers_what_the_runs_tell(small_exper
     assert "--resume" not in first.parent.with_name("prefix.log").read_text()
     assert run_here(make.main, "--list").stdout.count("done  python train.py") == 2
 
+    log = small_experiment[0].log
+    log.write_bytes(log.read_bytes() + "£ é".encode("cp1252"))  # as programs write on Windows
+    assert run_here(make.main, "--list").stdout.count("done  python train.py") == 2
     other = dataclasses.replace(small_experiment[0], arguments="train.py --mode prefix --lr 0.5")
     make.PARTS["few"] = lambda: [other]
     assert "a/prefix was not made by `python train.py --mode prefix --lr 0.5" in run_here(
