@@ -5,11 +5,14 @@ import hashlib
 import json
 import os
 import re
+import shlex
+import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent  # where models/ and data/ lie, wherever the command was started
@@ -36,11 +39,21 @@ def run_command(main):
         sys.exit(130)
     except BrokenPipeError:  # whoever reads the output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's
+            raise
+        sys.exit("error: the GPU's memory is full; a smaller --batch-size (with another --out) or "
+                 "--decode-batch-size needs less")
     except OSError as error:  # no space, no permission, no such file, a folder in a file's place
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(printable(f"error: {where}{error.strerror or error}"))
     finally:
         sys.stdout = plain
+
+
+def command_line(words):
+    """Words as a line that can be pasted into a shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def seed_number(text):
@@ -102,7 +115,10 @@ def write_aside(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=ASIDE, dir=path.parent) as folder:
         aside = Path(folder) / path.name
-        yield aside
+        try:
+            yield aside
+        except (RuntimeError, SafetensorError) as error:  # of a full disk they tell so
+            raise InputError(f"{path} cannot be written ({error}); is the disk full?") from error
         move_into_place(aside, path)
 
 
@@ -113,13 +129,15 @@ def move_into_place(aside, path):
     """
     mask = os.umask(0)
     os.umask(mask)
-    aside.chmod(0o666 & ~mask)
+    with suppress(OSError):  # file systems that know no permissions
+        aside.chmod(0o666 & ~mask)
     with open(aside, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(aside, path)
     if os.name == "posix":  # the name, too, must reach the disk
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
+        with suppress(OSError):  # some file systems cannot do this for a folder
+            os.fsync(folder)
         os.close(folder)
 
 

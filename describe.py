@@ -252,6 +252,8 @@ def main():
         help="for drawing (default: %(default)s)")
     add_decoder_arguments(parser)
     args = parser.parse_intermixed_args()
+    if WORLD > 1:
+        raise InputError("describe.py is one process; start it without torchrun")
     given = {argument.partition("=")[0] for argument in sys.argv[1:]}
     for pair in (("--out", "--data"), ("--pick", "--with"), ("--seed", "--temperature")):
         if given & set(pair) == {pair[0]}:

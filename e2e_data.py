@@ -226,6 +226,10 @@ def linearize(meaning_representation):
 
 
 def join_slots(slots):
+    """Pairs of a key and a value -> the form that the model reads. Raises InputError."""
+    for slot in slots:
+        if any("|" in part.split() for part in slot):
+            raise InputError(f"a | that stands alone divides slots, and cannot be in one: {slot!r}")
     return " | ".join(f"{KEYS.get(key, key)} : {tokenise_value(value)}" for key, value in slots)
 
 

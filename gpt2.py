@@ -540,8 +540,8 @@ def main():
     add("--seed", type=seed_number, default=0, metavar="N", help="for drawing (default: 0)")
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
-    if args.temperature < 0:
-        raise InputError(f"--temperature must not be below 0, but is {args.temperature}")
+    if args.temperature and not 0.01 <= args.temperature <= 100:
+        raise InputError("--temperature must be 0, or from 0.01 to 100")
     model, tokenizer = load_both(args.model, pick_device(args.device))
     tokens = tokenizer.encode(args.prompt, allowed_special="all") or [model.config.eos_token]
     room = model.config.n_ctx - len(tokens)

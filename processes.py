@@ -8,14 +8,25 @@ Each process has all the data and does its share of every batch.
 import os
 import sys
 
+import torch
 from torch import distributed
+
+from common import InputError
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
 
 
 def join(device):
-    """Meets the other processes. The first alone prints, and writes files."""
+    """Meets the other processes. The first alone prints, and writes files.
+
+    Raises InputError where there are more of them than GPUs.
+    """
     if WORLD > 1:
+        if device.type == "cuda" and device.index is None:  # "cuda" becomes a GPU of its own
+            own, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if own >= n_gpus:
+                raise InputError(f"there are {n_gpus} GPUs; --nproc-per-node must not be above it")
+            torch.cuda.set_device(own)
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")

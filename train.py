@@ -9,7 +9,6 @@ import argparse
 import copy
 import math
 import re
-import shlex
 import sys
 import time
 from contextlib import nullcontext, suppress
@@ -21,8 +20,8 @@ import torch.nn.functional as F
 
 import metrics
 from beam import banned_tokens, check_search
-from common import (ROOT, InputError, progress_bar, run_command, seed_number, sha256,
-                    write_json)
+from common import (ROOT, InputError, command_line, progress_bar, run_command, seed_number,
+                    sha256, write_json)
 from compare import check_drawing, compare_runs, draw_losses
 from describe import DECODER, add_decoder_arguments, load_run, score_test_set
 from e2e_data import (SPLITS, check_length, data_file, encode_example, find_data, make_batch,
@@ -119,7 +118,7 @@ def train(settings, model, prefix, encoded, validation, folder):
     save_every = max(SAVE_EVERY, 50 * to_save)  # at most 2% of the time
     print(f"Step {step:,} of {last_step:,}. What is needed to go on is saved after each epoch and "
           f"every {save_every / 60:.0f} minutes: no more is lost where it stops.", flush=True)
-    losses, n_tokens, started = [], 0, time.monotonic()  # since the last line of the log
+    losses, n_tokens, started = [], 0, time.perf_counter()  # since the last line of the log
     batches, saved = None, time.monotonic()
 
     with progress_bar(total=last_step, initial=step, desc="training", unit=" steps") as bar:
@@ -139,17 +138,18 @@ def train(settings, model, prefix, encoded, validation, folder):
             if step % LOG_EVERY and not is_end:
                 continue
 
-            losses, seconds = torch.stack(losses), time.monotonic() - started
-            lr = schedule.get_last_lr()[0]
+            losses, lr = torch.stack(losses), schedule.get_last_lr()[0]
             add_up([losses])  # each has the part of its process
-            check_losses(losses, step, lr, folder)
-            loss, speed = losses.mean().item(), n_tokens / seconds
+            check_losses(losses, step, lr, folder)  # waits until the device has done all of it
+            loss, seconds = losses.mean().item(), time.perf_counter() - started
+            speed = n_tokens / seconds
             write_log(folder, log, step=step, epoch=epoch + 1, loss=loss, lr=lr, steps=len(losses),
                       tokens=n_tokens, seconds=seconds, peak_memory=peak_memory(device))
             bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s",
                                 refresh=False)
             if is_end and validation:
-                unseen = validation_loss(model, prefix, validation, settings.dtype)
+                unseen = validation_loss(model, prefix, validation, settings.dtype,
+                                         batch_size=min(64, 4 * settings.batch_size))
                 check_losses(torch.tensor([unseen]), step, lr, folder)
                 write_log(folder, log, step=step, epoch=epoch + 1, validation_loss=unseen)
                 bar.write(f"epoch {epoch + 1}: validation loss {unseen:.4f} a token")
@@ -158,7 +158,7 @@ def train(settings, model, prefix, encoded, validation, folder):
             if is_end or time.monotonic() - saved > save_every:
                 save_every = max(SAVE_EVERY, 50 * save_state(folder, parts, step, log))
                 saved = time.monotonic()
-            losses, n_tokens, started = [], 0, time.monotonic()
+            losses, n_tokens, started = [], 0, time.perf_counter()
     if settings.keep == "best":
         trained.load_state_dict(parts["best"].state_dict())
         print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
@@ -178,13 +178,13 @@ def best_epoch(log):
 
 
 @torch.no_grad()
-def validation_loss(model, prefix, encoded, dtype="float32"):
+def validation_loss(model, prefix, encoded, dtype="float32", batch_size=64):
     """The mean loss a token over all examples, in batches of similar lengths."""
     device = model.wte.weight.device
     encoded = sorted(encoded, key=lambda example: len(example[0]) + len(example[1]))
     total = number = 0
-    for at in range(0, len(encoded), 64):
-        batch = make_batch(encoded[at : at + 64], device)
+    for at in range(0, len(encoded), batch_size):
+        batch = make_batch(encoded[at : at + batch_size], device)
         with autocast(device, dtype):
             total += len(batch.targets) * batch_loss(model, prefix, batch).item()
         number += len(batch.targets)
@@ -276,7 +276,7 @@ def train_and_score(settings, folder, device, decode_batch_size, resume):
             decoder = {name: getattr(settings, name) for name in DECODER}
             score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
     prompt, _ = (encoded["test"] or encoded["train"])[0]
-    again = shlex.join(["describe.py", str(folder), tokenizer.decode(prompt[:-1]).strip()])
+    again = command_line(["describe.py", str(folder), tokenizer.decode(prompt[:-1]).strip()])
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
           f"  python {again}")
 
@@ -482,8 +482,10 @@ def main():
             with claim(out):
                 compare_runs(runs, out)
     except KeyboardInterrupt:
+        begun = any((folder / "run.json").exists() for folder in runs)
         again = [argument for argument in sys.argv if argument != "--resume"]
-        raise KeyboardInterrupt(f"; go on with: python {shlex.join(again)} --resume") from None
+        again = command_line([*again, *["--resume"] * begun])
+        raise KeyboardInterrupt(f"; go on with: python {again}") from None
 
 
 if __name__ == "__main__":

@@ -75,6 +75,15 @@ def as_model_reads(slots):
     return " | ".join(f"{KEYS.get(key, key)} : {value}" for key, value in slots)
 
 
+@pytest.mark.parametrize("value", ["A | food : B", "A\t|\tB", "A |"])
+def test_a_value_with_what_divides_slots_is_refused_and_does_not_become_two(value):
+    with pytest.raises(InputError, match="divides slots"):
+        read_table([["name", value]])
+    with pytest.raises(InputError, match="divides slots"):
+        read_table(f"name[{value}]")
+    assert read_table([["name", "A|B"]]) == "name : A|B"
+
+
 @given(tables, st.sampled_from([" ", "\n", "  \t", "\u2028"]))
 def test_a_table_means_the_same_in_each_of_its_forms(slots, white):
     expected = as_model_reads(slots)
@@ -404,7 +413,7 @@ def test_best_is_the_state_after_the_epoch_with_the_lowest_validation_loss_to_th
     options = ("--lr", 0.01, "--batch-size", 2, "--epochs", 4)
     after = []  # the state after each epoch, of a run that keeps the last
 
-    def measure(*_):
+    def measure(*_, **options):
         after.append(state_of(trained))
         return losses[len(after) - 1]
 
@@ -417,7 +426,7 @@ def test_best_is_the_state_after_the_epoch_with_the_lowest_validation_loss_to_th
 
     calls = []
 
-    def measure_or_stop(*_):
+    def measure_or_stop(*_, **options):
         calls.append(len(calls))
         if stop == len(calls):
             raise KeyboardInterrupt
@@ -444,7 +453,7 @@ def test_the_weights_of_the_folder_are_those_of_the_kept_epoch(run, tmp_path, mo
 
     data = write_jsonl(tmp_path / "data", train=EXAMPLES, valid=EXAMPLES)
     losses = iter([1.0, 2.0, 3.0] * 2)
-    monkeypatch.setattr(train, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(train, "validation_loss", lambda *_, **options: next(losses))
     weights = {}
     for keep in ("best", "last"):
         run(train, "--mode", "prefix", *QUICK, "--epochs", 3, "--data", data, "--out",

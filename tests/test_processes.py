@@ -7,7 +7,12 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, assert_close, random_config, random_model, random_prefix
+from conftest import (ROOT, assert_close, random_config, random_model, random_prefix,
+                      run_here)
+
+import describe
+import processes
+from common import InputError
 
 SCRIPT = """
 import random, sys
@@ -91,3 +96,24 @@ def test_two_processes_describe_the_test_tables_as_one_and_one_of_them_writes(tm
         settings = [json.loads((run / "run.json").read_text()) for run in (one, two)]
         assert settings[0] == settings[1]
     assert shown[2].count("trained in") == shown[1].count("trained in") == 2
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(processes, "WORLD", 2)
+    monkeypatch.setattr(processes.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for local in "01":
+        monkeypatch.setenv("LOCAL_RANK", local)
+        processes.join(torch.device("cuda"))
+    assert chosen == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="there are 2 GPUs"):
+        processes.join(torch.device("cuda"))
+    processes.join(torch.device("cpu"))
+
+
+def test_describe_is_one_process(monkeypatch):
+    monkeypatch.setattr(describe, "WORLD", 2)
+    assert "start it without torchrun" in run_here(describe.main, "tiny", "name : A").error

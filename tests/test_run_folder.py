@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, run_python
+from conftest import ROOT, run_here, run_python
 
 import common
 import compare
@@ -333,6 +333,51 @@ def test_a_finished_run_is_left_alone_by_resume(command, capsys):
 def hear_ctrl_c():
     """What a shell starts in the background is deaf to it, and so are its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_ctrl_c_before_there_is_a_run_says_to_start_again_and_not_to_resume(tmp_path, data):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "load_both", stopped)  # as while the base is downloaded
+        done = run_here(train.main, "--mode", "prefix", "--model", "tiny", "--data", data, "--out",
+                        tmp_path / "run", *QUICK)
+    assert done.error == 130 and "; go on with: python " in done.stderr
+    assert "--resume" not in done.stderr
+
+
+FULL_DISK = """
+import resource, signal, sys
+import torch
+import common, gpt2, prefix, run_folder
+base, folder = sys.argv[1:]
+model = gpt2.load_model(base)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+for write in (lambda: gpt2.save_model(model, folder, base),
+              lambda: prefix.save_prefix(prefix.Prefix(model.config, 50), folder, base),
+              lambda: run_folder.save_state(common.Path(folder), {"trained": model}, 0, [])):
+    try:
+        write()
+    except (common.InputError, OSError) as error:
+        print("told:", error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are set as on POSIX systems")
+def test_a_full_disk_is_told_whatever_is_written_and_leaves_nothing(base, tmp_path):
+    (tmp_path / "new").mkdir()
+    done = run_python("-c", FULL_DISK, base, tmp_path / "new")
+    assert done.returncode == 0 and done.stdout.count("told:") == 3, done.stderr
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_gpu_without_memory_left_is_one_sentence():
+    def train_on_it():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    assert "GPU's memory is full; a smaller --batch-size" in run_here(train_on_it).error
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX systems")

@@ -632,6 +632,16 @@ MISTAKES = [
 ]
 
 
+def test_batches_of_the_validation_set_are_small_where_those_of_training_are(
+        small_data, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(train, "validation_loss",
+                        lambda *args, batch_size: sizes.append(batch_size) or 1.0)
+    for size in (1, 10, 50):
+        train_here(small_data, tmp_path / str(size), "--batch-size", size, "--max-steps", 1)
+    assert sizes == [4, 40, 64]
+
+
 @pytest.mark.parametrize("seed", (2**64, -(2**63) - 1))
 def test_a_seed_that_pytorch_does_not_take_is_refused_before_there_is_a_folder(tmp_path, seed):
     with pytest.raises((RuntimeError, ValueError)):
