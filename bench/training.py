@@ -144,6 +144,8 @@ def make(args, mode):
     batches = []
     for batch in shuffled_batches(examples, BATCH_SIZE, seed=0, epoch=0)[: args.steps + 1]:
         batches.append([encode_example(tokenizer, *example) for example in batch])
+    if len(batches) <= args.steps:
+        raise InputError(f"{args.data} has only {len(batches)} batches; give fewer --steps")
     return device, model, prefix, batches
 
 
