@@ -40,7 +40,7 @@ def run_command(main):
     except BrokenPipeError:  # whoever reads the output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
             raise
         sys.exit("error: the GPU's memory is full; a smaller --batch-size (with another --out) or "
                  "--decode-batch-size needs less")
@@ -117,7 +117,7 @@ def write_aside(path):
         aside = Path(folder) / path.name
         try:
             yield aside
-        except (RuntimeError, SafetensorError) as error:  # of a full disk they tell so
+        except (RuntimeError, SafetensorError) as error:  # theirs where the disk is full
             raise InputError(f"{path} cannot be written ({error}); is the disk full?") from error
         move_into_place(aside, path)
 

@@ -91,7 +91,8 @@ def load_run(source, device="auto", base=None):
                          "--model") from None
     model, tokenizer = load_both(named, pick_device(device))
     past, made_from = load_past(folder, model)
-    for name, value in fingerprints(model, tokenizer).items() if base is None else ():
+    now = fingerprints(model, tokenizer) if base is None else {}  # a base that is given may differ
+    for name, value in now.items():
         if made_from.get(name, value) != value:
             raise InputError(f"{folder} was trained on another {name.removesuffix('_sha256')} than "
                              f"what {named} holds now; bring that back, or use this one all the "

@@ -4,7 +4,7 @@ memory.
     python bench/metrics.py REFERENCES OUTPUTS OTHER_OUTPUTS [--official measure_scores.py]
 
 The first call may have METEOR's paraphrases to look up for new references; the others find them in
-its cache. (Windows does not tell the memory: not for it.)
+its cache. Not for Windows, which does not tell the memory.
 """
 
 import argparse

@@ -163,7 +163,8 @@ def measure_memory(args):
 def time_steps(args, mode):
     """Steps of both in turn: (seconds of ours, seconds of theirs, our and the machine's FLOP/s).
 
-    Of the steps, but for the first, medians; the machine's is the mean of before and behind them.
+    Ours and theirs are medians over all steps but the first; the machine's is the mean of what it
+    did before and after them.
     """
     device, model, prefix, batches = make(args, mode)
     both = {name: one(model, prefix, len(batches)) for name, one in BOTH.items()}

@@ -69,7 +69,8 @@ def read_arguments():
     if args.json and (args.table or args.header):
         raise InputError("--json and -t or -H: the same scores in two forms; give one of them")
     if args.sent_level and (args.json or args.segments):
-        raise InputError("-l and --json or --segments: -l only writes its own file; give one of them")
+        raise InputError("-l and --json or --segments: -l only writes its own file; give one of "
+                         "them")
     option, path = ("-l", args.sent_level) if args.sent_level else ("--segments", args.segments)
     if path and len(args.outputs) > 1:
         raise InputError(f"{option} {path}: takes the scores of one file of outputs; give only one")

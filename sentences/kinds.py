@@ -26,7 +26,7 @@ from compare import read_sentences  # noqa: E402
 from describe import load_run  # noqa: E402
 from e2e_data import (encode_example, find_data, group_by_table, make_batch,  # noqa: E402
                       read_split, tokenise_text)
-from sentences.slots import judged  # noqa: E402
+from sentences.slots import judged, values_of  # noqa: E402
 
 MET = {0: "never met", 1: "met 1 to 99 times", 100: "met 100 to 9,999 times",
        10_000: "met 10,000 times or more"}
@@ -53,9 +53,8 @@ def kinds_of(tokenizer, table, answer, met):
     """The kind of each token of an answer, which ends with <|endoftext|>."""
     text, places = tokenizer.decode_with_offsets(answer[:-1])
     of_values = set()
-    for slot in table.split(" | "):
-        value = re.escape(f"{slot} ".partition(" : ")[2].strip())
-        for found in re.finditer(rf"(?<!\w){value}(?!\w)", text, re.IGNORECASE):
+    for value in values_of(table).values():
+        for found in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE):
             of_values.update(range(*found.span()))
     words = {place: word[0] for word in re.finditer(r"\S+", text) for place in range(*word.span())}
     kinds = []

@@ -107,12 +107,15 @@ def judge(slot, value, sentence):
     return "contradicted" if said else "missing"
 
 
+def values_of(table):
+    """{slot: value} of a table as the model reads it; a value may be empty."""
+    pairs = [f"{pair} ".partition(" : ") for pair in table.split(" | ")]  # an empty one: "near :"
+    return {slot.strip(): value.strip() for slot, _, value in pairs}
+
+
 def judged(table, sentence):
     """Yields (slot, value, judgement) of a table; names of places say nothing of other slots."""
-    values = {}
-    for pair in table.split(" | "):
-        slot, _, value = f"{pair} ".partition(" : ")  # where a value is empty, "slot :"
-        values[slot.strip()] = value.strip()
+    values = values_of(table)
     without_names = sentence.lower()
     for slot in NAMES:
         if slot in values:

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from conftest import (assert_close, hugging_face_cache, hugging_face_loss, hugging_face_twin,
                       pad_right, random_config, random_examples, random_model, random_past,
-                      random_prompts, rows_seen)
+                      random_prompts, rows_seen, run_here)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gpt2
 from beam import rows_that_stay
 from common import InputError
 from e2e_data import make_batch
@@ -361,6 +362,12 @@ def test_drawn_writing_repeats_with_its_generator_and_differs_with_another():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("temperature", ["-1", "nan", "inf", "1e-40"])
+def test_a_temperature_at_which_nothing_can_be_drawn_is_refused(temperature):
+    done = run_here(gpt2.main, "The", f"--temperature={temperature}")
+    assert done.error == "error: --temperature must be 0, or from 0.01 to 100"
+
+
 def test_drawn_tokens_have_the_frequencies_of_the_model():
     model, _, _ = model_and_twin(5)
     model.config.eos_token = -1  # none ends
