@@ -36,7 +36,7 @@ Example:
 SIGNATURE = (
     "\nBLEU, NIST: mteval-v13a.pl. METEOR: 1.5, English, normalized, task rank. ROUGE-L: beta 1.2. "
     "CIDEr: CIDEr-D, sigma 6.\nMETEOR, ROUGE-L and CIDEr compare the tokens of PTBTokenizer 3.4.1, "
-    "in lower case and without punctuation.\n{:,} references in {:,} groups: {}, SHA-256 {}."
+    "in lower case and without punctuation.\n{}: {}, SHA-256 {}."
 )
 
 
@@ -112,12 +112,21 @@ def main():
         print(json.dumps(results if len(results) > 1 else results[0]))
     elif not official:
         print(format_table(list(zip(args.outputs, results))))
-        groups, digest = corpus.references, corpus.sha256[:16]
-        print(SIGNATURE.format(sum(map(len, groups)), len(groups), args.references, digest))
+        print(SIGNATURE.format(size(corpora[0]), args.references, corpora[0].sha256[:16]))
+        if any(sorted(corpus.references) != sorted(corpora[0].references) for corpus in corpora):
+            sizes = (f"{path}: {size(corpus)}" for path, corpus in zip(args.outputs, corpora))
+            print("Not comparable: these tables have other rows, and so other references each.",
+                  *sizes, sep="\n")
         if scores["METEOR"] is None:
             print(meteor.HOW_TO_GET)
     elif not args.sent_level:
         print_as_official(args, results)
+
+
+def size(corpus):
+    """How many references a corpus has, in words."""
+    groups = corpus.references
+    return f"{sum(map(len, groups)):,} references in {len(groups):,} groups"
 
 
 def print_as_official(args, results):

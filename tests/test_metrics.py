@@ -518,6 +518,16 @@ def test_tables_in_another_order_have_other_references(tmp_path):
     write(tmp_path / "yx.tsv", "mr\toutput\ny\tc\nx\ta\n")
     one, other = json.loads(run("ref.csv", "xy.tsv", "yx.tsv", "--json", cwd=tmp_path).stdout)
     assert one["ROUGE_L"] == other["ROUGE_L"] == 1.0
+    assert "comparable" not in run("ref.csv", "xy.tsv", "yx.tsv", cwd=tmp_path).stdout
+
+
+def test_tables_of_other_rows_are_said_to_be_not_comparable(tmp_path):
+    write(tmp_path / "ref.csv", REFERENCE_TABLE)
+    write(tmp_path / "x.tsv", "mr\toutput\nx\ta\n")
+    write(tmp_path / "yx.tsv", "mr\toutput\ny\tc\nx\ta\n")
+    assert ("\nNot comparable: these tables have other rows, and so other references each.\n"
+            "x.tsv: 3 references in 1 groups\nyx.tsv: 4 references in 2 groups\n"
+            in run("ref.csv", "x.tsv", "yx.tsv", cwd=tmp_path).stdout)
 
 
 def test_segments_are_written_as_the_official_script_does(tmp_path):
