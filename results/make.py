@@ -37,6 +37,7 @@ from train import costs_of_training  # noqa: E402
 RUNS = Path("runs/results")  # in the repository's root
 RESULTS = ROOT / "results"
 SEEDS = 0, 1, 2
+E2E_SEEDS = 0, 1  # five epochs take an hour and more
 E2E_EXAMPLE = shlex.quote(  # made up, in the form of the training set
     f"{END} name : Cocum | Type : pub | food : Indian | price : cheap | family friendly : no{END}"
     f" Cocum is a cheap pub serving Indian food . It is not family friendly .{END}")
@@ -59,6 +60,9 @@ FEW_RATES = {"prefix": {n: 0.02 for n in FEW_EXAMPLES},
              "finetune": {50: 1e-4, 100: 1e-4, 200: 3e-4, 500: 3e-4}}
 LENGTHS = 1, 5, 20, 50
 LENGTH_STEPS = 1000
+PENALTIES = 1.5, 2.5
+SHOWN = ("name : The Vaults | Type : pub | food : Japanese | price : high | customer rating : "
+         "3 out of 5 | area : city centre | family friendly : no | near : Raja Indian Cuisine")
 SETTINGS = "mode", "prefix_form", "prefix_length", "prefix_words", "lr", "clip", "seed"
 
 
@@ -128,15 +132,23 @@ def length():
 
 def e2e():
     """The experiment itself: five epochs of E2E, a prefix against fine-tuning."""
-    for seed in SEEDS:
+    for seed in E2E_SEEDS:
         yield Run("e2e", f"prefix/length-50-seed-{seed}", f"{PREFIX} --data e2e --prefix-form "
                   f"direct --prefix-length 50 --prefix-words {E2E_EXAMPLE} --lr 0.05 --seed {seed}")
-    for seed in SEEDS:
+    for seed in E2E_SEEDS:
         yield Run("e2e", f"finetune/seed-{seed}", f"{FINETUNE} --data e2e --seed {seed}")
     yield Run("e2e", "base", "describe.py tiny --data e2e")
 
 
-PARTS = {"forms": forms, "small": small, "length": length, "e2e": e2e}
+def penalty():
+    """The first prefix of e2e, made to write longer sentences than it did (at a penalty of 1)."""
+    prefix = (RUNS / "e2e" / next(e2e()).name).as_posix()
+    for value in PENALTIES:
+        yield Run("penalty", f"{value}",
+                  f"describe.py {prefix} --data e2e --length-penalty {value}")
+
+
+PARTS = {"forms": forms, "small": small, "length": length, "e2e": e2e, "penalty": penalty}
 
 
 def make_data(part):
@@ -207,9 +219,11 @@ def gather(run):
         finished = read_run(folder)
         told["scores"] = {name: finished.scores[name] for name in metrics.METRICS}
         told |= {name: finished.costs.get(name) for name in PARAMETERS}
-    if run.part == "e2e":
+    if run.part in ("e2e", "penalty"):
         tables = list(group_by_table(read_split(find_data("e2e"), "test")))
-        told["faults"] = faults(list(zip(tables, read_sentences(folder, len(tables), "e2e"))))
+        said = dict(zip(tables, read_sentences(folder, len(tables), "e2e")))
+        told["faults"] = faults(said.items())
+        told["says"] = said.get(SHOWN)  # README.md shows it
         if "settings" in told:
             told["training"] = mean_losses(log)
     return told

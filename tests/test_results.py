@@ -178,6 +178,26 @@ def test_what_a_run_of_the_experiment_tells(tmp_path, monkeypatch, prefix_run, s
         make.gather(make.Run("e2e", "run", "train.py"))
 
 
+def test_what_a_run_says_of_the_table_that_the_readme_shows_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "penalty" / "2.5").mkdir(parents=True)
+    (tmp_path / "penalty" / "2.5" / "outputs.txt").write_text("It .\nThe Vaults .\n")
+    monkeypatch.setattr(make, "RUNS", tmp_path)
+    monkeypatch.setattr(make, "find_data", lambda name: name)
+    monkeypatch.setattr(make, "read_split", lambda folder, split: [
+        ("name : Cocum", "Cocum ."), ("name : Cocum", "It ."), (make.SHOWN, "The Vaults !")])
+    told = make.gather(make.Run("penalty", "2.5", "describe.py"))
+    assert told["says"] == "The Vaults ." and told["faults"]["left out"] == pytest.approx(88.9)
+    assert "says" not in make.gather(make.Run("length", "base", "describe.py"))
+
+
+def test_longer_sentences_are_asked_of_the_first_prefix_of_the_experiment():
+    first = next(make.e2e())
+    assert "--mode prefix" in first.command and "--seed 0" in first.command
+    for run, value in zip(make.penalty(), make.PENALTIES, strict=True):
+        assert f"describe.py {first.folder.relative_to(ROOT).as_posix()} " in run.command
+        assert f"--length-penalty {value} " in run.command
+
+
 def test_losses_are_means_over_steps():
     log = [{"step": step, "loss": float(step), "steps": 10} for step in range(10, 211, 10)]
     log += [{"step": 215, "loss": 1.0, "steps": 5}, {"step": 215, "validation_loss": 9.0}]
@@ -201,7 +221,7 @@ def made_up(mode, seed, bleu, loss):
     return {"settings": {"mode": mode, "seed": seed}, "scores": scores, "trained": 1234, "kept": 12,
             "minutes": 60.0 + seed, "validation": [[5, 3.0], [10, loss]],
             "training": [[5, 3.5], [10, loss]],
-            "faults": {"left out": 100 * bleu, "contradicted": 0.0}}
+            "faults": {"left out": 100 * bleu, "contradicted": 0.0, "near twice": 7.0}}
 
 
 @pytest.fixture
@@ -220,7 +240,8 @@ def made_up_results(monkeypatch, tmp_path):
         for n in tables.FEW_EXAMPLES:
             small[f"prefix-{n}-{seed}"] = made_up("prefix", seed, n / 1000 + seed / 5, 2)
             small[f"finetune-{n}-{seed}"] = made_up("finetune", seed, n / 1000 + 0.1, 2)
-    for part, told in (("e2e", e2e), ("length", length), ("small", small)):
+    penalty = {"1.5": made_up("", 0, 0.3, 0)}
+    for part, told in (("e2e", e2e), ("length", length), ("small", small), ("penalty", penalty)):
         (tmp_path / f"{part}.json").write_text(json.dumps(told))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
@@ -240,7 +261,10 @@ def test_the_tables_of_the_experiment_have_means_spreads_and_costs(made_up_resul
     assert rows[5][:2] == ["fine-tuning", "70.50"]
     short = cells(tables.scores())
     assert [row[-1] for row in short[2:]] == ["0", "1,234", "1,234"] and short[4][1] == "70.50"
-    assert cells(tables.faults())[2] == ["prefix-tuning", "50.5 (50.0 to 51.0)", "0.0 (0.0 to 0.0)"]
+    assert cells(tables.faults())[2] [:3] == ["prefix-tuning", "50.5 (50.0 to 51.0)",
+                                               "0.0 (0.0 to 0.0)"]
+    assert cells(tables.penalty())[2:] == [["1.0", "50.00", "50.0", "7.0"],
+                                           ["1.5", "30.00", "30.0", "7.0"]]
 
 
 def test_the_table_of_lengths_begins_with_the_base_and_ends_with_fine_tuning(made_up_results):
