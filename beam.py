@@ -38,7 +38,7 @@ class Search:
 
         There are 2 * num_beams of them, best first. Only the num_beams best may end; the others are
         there so that num_beams can go on even if all of those end. Returns out of which old beam
-        each new one grew, and nothing at all where the search is over.
+        each new one grew, and an empty list where the search is over.
         """
         beams, scores, grown_from = [], [], []
         for rank, (score, beam, token) in enumerate(candidates):
@@ -53,10 +53,11 @@ class Search:
         self.beams, self.scores = beams, scores
         self.finished.sort(key=lambda hypothesis: -hypothesis.score)
         del self.finished[num_beams:]
-        # What goes on is given up once its best, if it ended now, could not enter the finished.
-        best_possible = scores[0] / length**length_penalty
+        # What goes on is given up once its best, if it ended now, could not enter the finished. A
+        # rule of thumb, as in Hugging Face: divided by a greater length, its score may yet rise.
+        best_now = scores[0] / length**length_penalty
         is_full = len(self.finished) == num_beams
-        is_over = is_full and best_possible <= self.finished[-1].score
+        is_over = is_full and best_now <= self.finished[-1].score
         return [] if is_over or is_last else grown_from
 
 
@@ -140,7 +141,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
     # A past is padded in front, a prompt behind: what is real stands side by side.
     at = torch.arange(-P, tokens.shape[1], device=device)  # [P + T]; prompts begin at 0
     mask = ((at >= -past_lengths) & (at < lengths))[:, None]  # [B, beams, P + T]
-    positions = (past_lengths + at[P:]).clamp(max=model.config.n_ctx - 1)  # [B, T]; all real fit
+    positions = (past_lengths + at[P:]).clamp(max=model.config.n_ctx - 1)  # [B, T]; cuts padding's
     last = lengths[:, 0].cumsum(0) - 1  # [B]: of the N tokens the last of each prompt
     logits, past = model(tokens, past, positions, mask, places, last, return_past=True)
     logits = logits[:, None]  # [B, n_vocab] -> [B, beams, n_vocab]; 1 beam, k from now on
@@ -179,7 +180,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
         mask = torch.cat([mask, own.expand(len(rows), -1, -1)], dim=2)
         newest = [[beam[-1] for beam in search.beams] for search in searches]
         newest = torch.tensor(newest, device=device)  # [B, k]
-        logits = model(newest, past, positions, mask)  # [B, k, n_vocab]
+        logits = model(newest, past, positions, mask)  # [B, k, n_vocab]; past grows in place
         positions = positions + 1
 
 

@@ -30,6 +30,9 @@ def run_command(main):
             stream.reconfigure(errors="backslashreplace")
     plain, sys.stdout = sys.stdout, Printable(sys.stdout)
     try:
+        for text in (*sys.argv, os.getcwd()):
+            if any("\ud800" <= character <= "\udfff" for character in text):  # no JSON holds them
+                raise InputError(f"{text!r} is not in UTF-8; rename it, or write it otherwise")
         main()
         sys.stdout.flush()
     except InputError as error:

@@ -10,14 +10,15 @@ import argparse
 import io
 import json
 import math
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 import metrics
-from common import InputError, read_json, reading, run_command, write_aside
-from e2e_data import find_data, group_by_table, read_split
+from common import InputError, read_json, reading, run_command, sha256, write_aside
+from e2e_data import data_file, find_data, group_by_table, read_split
 from run_folder import read_settings
 
 # BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
@@ -45,7 +46,13 @@ def runs_in(folders):
     found = []
     for folder in map(Path, folders):
         inside = sorted(path.parent for path in folder.glob("*/scores.json"))
-        found += inside if inside and not (folder / "scores.json").exists() else [folder]
+        if not inside or (folder / "scores.json").exists():
+            found.append(folder)
+            continue
+        found += inside
+        for path in sorted(folder.glob("*/run.json")):
+            if path.parent not in inside:
+                print(f"{path.parent} is left out: it holds no scores (yet)", file=sys.stderr)
     return found
 
 
@@ -66,8 +73,9 @@ def read_run(folder):
             raise ValueError("a score or a cost is no number")
         if settings is None:  # what describe.py --out writes
             signature = scores["signature"]
-            settings = {name: str(signature[name]) for name in ("mode", "model", "data", "seed")}
-            settings |= signature["decoder"]
+            settings = dict(signature.get("settings", {}))
+            settings |= {name: str(signature[name]) for name in ("mode", "model", "data", "seed")}
+            settings |= signature["decoder"] | {"test_sha256": str(signature["test_sha256"])}
     return FinishedRun(settings, scores, costs, log)
 
 
@@ -80,6 +88,10 @@ def read_log(path):
             if not all(is_number(value) or (name, value) == ("peak_memory", None)
                        for name, value in entries[-1].items()):
                 raise ValueError(f"line {number} holds what is no number")
+        if not any("loss" in entry for entry in entries):
+            raise ValueError("it holds no loss")
+        if not all("step" in entry for entry in entries):
+            raise ValueError("a line says of no step")
     return entries
 
 
@@ -100,6 +112,8 @@ def group_runs(runs):
     groups = {}  # (setting, value) of all settings but the seed -> its runs
     for run in sorted(runs, key=place):
         key = tuple((name, value) for name, value in run.settings.items() if name != "seed")
+        while run.settings["seed"] in [other.settings["seed"] for other in groups.get(key, [])]:
+            key += (("again", None),)  # the same seed twice is no spread over seeds
         groups.setdefault(key, []).append(run)
     labelled = {}
     for key, of_group in groups.items():
@@ -184,6 +198,13 @@ def read_sentences(folder, n_tables, data):
         outputs = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if len(outputs) != n_tables:
         raise InputError(f"{path} has {len(outputs)} lines for the {n_tables} tables of {data}")
+    scored = Path(folder) / "scores.json"
+    if scored.exists():
+        test_file = data_file(find_data(data), "test")
+        with reading(scored, "is damaged; describe.py --data makes it anew"):
+            of_run = read_json(scored).get("signature", {}).get("test_sha256")
+        if of_run not in (None, sha256(test_file)):
+            raise InputError(f"{path} describes other tables than {test_file} holds now")
     return outputs
 
 

@@ -70,9 +70,10 @@ def load_run(source, device="auto", base=None):
             raise InputError(f"{folder} has no {weights}: its training has not ended; go on with "
                              "train.py --resume")
     elif (folder / "adapter_config.json").exists():
-        named = str(read_adapter(folder)["base_model_name_or_path"])
+        named = str(read_adapter(folder)["base_model_name_or_path"] or None)
         hub_name = named.removeprefix("openai-community/")  # where Hugging Face has OpenAI's
-        settings |= {"mode": "prefix", "model": hub_name if hub_name in NAMES else named}
+        settings |= {"mode": "prefix", "model": hub_name if hub_name in NAMES else named,
+                     "adapter": str(source)}
     elif not any((folder / name).exists() for name in ("config.json", "hparams.json")):
         raise InputError(f"{folder} holds neither a run nor a model: run.json, "
                          "adapter_config.json, config.json and hparams.json are all missing")
@@ -196,7 +197,7 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
         signature = {
             "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
             "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
-            "versions": versions,
+            "settings": run.settings, "versions": versions,
         }
         write_json(Path(out) / "scores.json", scores | {"signature": signature, "costs": costs})
     for i in range(0, len(tables), math.ceil(len(tables) / 4)):  # a few, spread over the test set

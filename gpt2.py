@@ -77,7 +77,11 @@ class Affine(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with several heads, over the past and the present."""
+    """Causal self-attention with several heads, over the past and the present.
+
+    x is the batch's N tokens as one long row; `packing.unpack` puts them into B rows of T, since
+    only tokens of the same row look at each other. visible: True where a token may look.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -109,7 +113,7 @@ def concatenate(past, present):
     [B or 1, n_head, P, head_dim] and [B, n_head, T, head_dim] -> [B, n_head, P + T, head_dim]. One
     past may serve all rows. It takes the dtype of the present, which autocast may have lowered.
     """
-    if isinstance(past, Growing):  # for speed; it is the same concatenation
+    if isinstance(past, Growing):  # for speed: the same in place, so that the past itself grows
         return past.append(present)
     past = past.to(present.dtype).expand(len(present), -1, -1, -1)
     return torch.cat([past, present], dim=2)
@@ -172,7 +176,7 @@ class GPT2(nn.Module):
 
         tokens     int [B, T]
         past       None, or for each layer (key, value), each [B or 1, n_head, P, head_dim]
-        positions  int [B or 1, T]; by default P, P + 1, ..., P + T - 1
+        positions  int [B or 1, T or 1]; by default P, P + 1, ..., P + T - 1
         mask       bool [B, P + T], False where a past or present token is padding that no token may
                    look at; or [B, T, P + T], with a row for each token that looks. A batch padded
                    on the right needs none: its padding comes after all that matters.
@@ -389,8 +393,8 @@ def load_config(source):
         n_bytes, n_tensors, where = sum(sizes), len(sizes), f"the weights in {folder}"
     count = (config.n_vocab + config.n_ctx + 12 * config.n_layer * config.n_embd) * config.n_embd
     if 2 * count > n_bytes or 12 * config.n_layer > n_tensors:  # two bytes a number at the least
-        raise InputError(f"{path} asks for more than {where} can hold; one of them is damaged, or "
-                         "of another model")
+        raise InputError(f"{path} asks for more than {where} can hold; one of them is damaged, of "
+                         "another model, or in fewer bits than 16")
     return config
 
 
@@ -473,7 +477,8 @@ def load_tokenizer(source):
     """The byte-level BPE of a folder or a name, from the folder's own files.
 
     tiktoken merges the pair whose product has the lowest id; that is byte-level BPE where the ids
-    follow the order of the merges, which is checked. `encode_ordinary(text)` -> ids, `decode(ids)`
+    follow the order of the merges, and each product comes about by its own merge, which is checked.
+    `encode_ordinary(text)` -> ids, `decode(ids)`
     -> text, `eot_token` is <|endoftext|>.
     """
     path, ranks, added = hugging_face.read_vocabulary(model_folder(source), END)
@@ -486,6 +491,9 @@ def load_tokenizer(source):
 def load_both(source, device="cpu"):
     """The (model, tokenizer) of a folder or a name. Raises InputError where they do not agree."""
     tokenizer, model = load_tokenizer(source), load_model(source, device)
+    path = model_folder(source) / "config.json"
+    if path.exists() and hugging_face.read_config(path)["eos_token"] is None:
+        model.config.eos_token = tokenizer.eot_token  # the vocabulary alone says which it is
     n_vocab, eos_token = model.config.n_vocab, model.config.eos_token
     if tokenizer.max_token_value >= n_vocab:
         raise InputError(f"{source}: the vocabulary has {tokenizer.max_token_value + 1:,} tokens, "

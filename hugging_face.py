@@ -4,6 +4,7 @@ They come from anywhere. So nothing is unpickled that can run code, what differs
 refused by name, and whatever is wrong inside a file ends in one error that names it.
 """
 
+import math
 import re
 import shutil
 import zipfile
@@ -190,14 +191,17 @@ def read_vocabulary(folder, end):
             entries.append(entry | {"id": int(i)})
         if config.get("add_prefix_space"):
             raise ValueError("add_prefix_space is not supported")
+        entries += special_tokens(config)
+        entries += special_tokens(found.get("special_tokens_map.json", {}))
         added = {end} | {entry["content"] for entry in entries}
         for entry in entries:
             token = entry["content"]
             for name in ("single_word", "lstrip", "rstrip"):
                 if entry.get(name):
                     raise ValueError(f"{name} of its token {token!r} is not supported")
-            if not token.encode() or ids.setdefault(token, entry["id"]) != entry["id"]:
-                raise ValueError(f"its token {token!r} is empty or has two ids")
+            i = entry.get("id", ids.get(token))
+            if not token.encode() or i is None or ids.setdefault(token, i) != i:
+                raise ValueError(f"its token {token!r} is empty, or has no id or two")
         if end not in ids:
             raise ValueError(f"{end} is missing")
         are_ids = all(type(i) is int and 0 <= i < 2**31 for i in ids.values())
@@ -208,20 +212,46 @@ def read_vocabulary(folder, end):
             raise ValueError(f"{min(unknown)!r} is not one of the 256 characters for bytes")
         if not bytes_of.keys() <= ids.keys():
             raise ValueError("some of the 256 bytes have no token")
-    last = -1
+    known, last = {character: ids[character] for character in bytes_of}, -1
     for number, merge in enumerate(merges, 1):
         if merge:
             left, _, right = merge.partition(" ")
-            if ids.get(left + right, -1) <= last or not {left, right} <= bytes_of.keys():
-                is_list = path.name == "tokenizer.json"
-                where = f"{path}, merge" if is_list else f"{others[0]}, line"
+            where = f"{path}, merge" if path.name == "tokenizer.json" else f"{others[0]}, line"
+            if ids.get(left + right, -1) <= last or not {left, right} <= known.keys():
                 raise InputError(
                     f"{where} {number}: the ids in {path.name} do not follow the merges")
-            bytes_of[left + right] = bytes_of[left] + bytes_of[right]
-            last = ids[left + right]
+            if merge_until_two(left + right, known) != [left, right]:
+                raise InputError(f"{where} {number}: other merges come first inside of "
+                                 f"{left + right!r}, so that no text ever becomes this token")
+            known[left + right] = last = ids[left + right]
     # A word of the vocabulary that is neither a byte nor merged nor added is never read or written.
-    ranks = {its_bytes: ids[text] for text, its_bytes in bytes_of.items()}
+    ranks = {b"".join(map(bytes_of.get, text)): i for text, i in known.items()}
     return path, ranks, {token: ids[token] for token in added}
+
+
+def special_tokens(values):
+    """Entries {"content": token, ...} for what a file names by purpose, such as pad_token."""
+    for name, value in values.items():
+        if name in ("additional_special_tokens", "extra_special_tokens"):
+            named = value.values() if isinstance(value, dict) else value or []
+        else:
+            named = [value] if name.endswith("_token") else []
+        for token in named:
+            if isinstance(token, (str, dict)):  # not null, nor a flag such as add_bos_token
+                yield {"content": token} if isinstance(token, str) else token
+
+
+def merge_until_two(text, known):
+    """The last parts of a text, a list, where of the pairs side by side that are `known` tokens,
+    {token: id}, that of the lowest id is merged again and again."""
+    parts = list(text)
+    while len(parts) > 2:
+        pairs = [known.get(left + right, math.inf) for left, right in zip(parts, parts[1:])]
+        at = pairs.index(min(pairs))
+        if pairs[at] == math.inf:
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def bytes_of_characters():

@@ -152,7 +152,7 @@ def load_prefix(folder):
                          "prefix is prompt_embeddings alone")
     # Whatever made it, PEFT saves what came out of it: the keys and values themselves.
     key_values, shape = tensors["prompt_embeddings"], (length, n_layer * 2 * n_embd)
-    if key_values.shape != shape or not length:
+    if type(length) is not int or key_values.shape != shape or not length:
         raise InputError(f"{path}: prompt_embeddings has the shape {list(key_values.shape)}, but "
                          f"adapter_config.json asks for {list(shape)}")
     key_values = to_numbers(path, "prompt_embeddings", key_values)

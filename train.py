@@ -33,7 +33,8 @@ from processes import RANK, WORLD, add_up, join, wait_for_all
 from run_folder import (Settings, check_folder, claim, fingerprints, is_finished, load_state,
                         save_state, start_log, write_log)
 
-LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5, "finetune": 5e-5}  # the paper
+LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
+                 "finetune": 5e-5}  # and its fine-tuning
 SMALL = 50_000_000  # parameters; a smaller base wants more:
 SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 1e-3, "direct": 0.1, "finetune": 1e-3}
 DEMO = {  # mode -> its arguments
@@ -50,7 +51,7 @@ WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is descri
 
 
 def batch_loss(model, prefix, batch):
-    """The mean cross-entropy over a batch's tokens with loss (Li & Liang 2021, equation 2)."""
+    """The mean cross-entropy over a batch's tokens with loss; the paper's equation 2 is a sum."""
     past = None if prefix is None else prefix()
     logits = model(batch.tokens, past, places=batch.places, wanted=batch.wanted)  # [M, n_vocab]
     return F.cross_entropy(logits, batch.targets)
@@ -83,9 +84,9 @@ def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float
         loss = weight * batch_loss(model, prefix, batch)
     optimizer.zero_grad()  # or gradients would be added to those of the last step
     loss.backward()  # through the frozen layers too: what a prefix does, it does through them
-    trained = list((prefix or model).parameters())
-    add_up(parameter.grad for parameter in trained)  # over processes
-    torch.nn.utils.clip_grad_norm_(trained, clip)  # a rare large gradient must not undo the rest
+    parameters = list((prefix or model).parameters())
+    add_up(parameter.grad for parameter in parameters)  # over processes
+    torch.nn.utils.clip_grad_norm_(parameters, clip)  # a rare large gradient must not undo the rest
     optimizer.step()  # AdamW moves each parameter by about the learning rate
     schedule.step()  # which falls a little
     return loss.detach()
@@ -100,8 +101,8 @@ def train(settings, model, prefix, encoded, validation, folder):
     """
     device = model.wte.weight.device
     trained = model if prefix is None else prefix
-    # A frozen weight is part of the computation, so that gradients pass through it to the prefix;
-    # but none is computed for it, and no optimiser knows it.
+    # A frozen weight still takes part in the computation, and gradients pass through it to the
+    # prefix; but none is computed for it, and no optimiser knows it.
     model.requires_grad_(prefix is None)
     trained.train()
     steps_per_epoch = math.ceil(len(encoded) / settings.batch_size)
@@ -247,11 +248,11 @@ def train_and_score(settings, folder, device, decode_batch_size, resume):
         torch.manual_seed(settings.seed)
         prefix = make_prefix(settings, model, tokenizer) if settings.mode == "prefix" else None
         base_size = count_parameters(model)
-        trained = count_parameters(prefix or model)
+        n_trained = count_parameters(prefix or model)
         kept = prefix.key_values().numel() if prefix else base_size
         print(f"{settings.mode}: {settings.model} of {base_size:,} parameters on {device}; trained "
-              f"{trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate {settings.lr}; "
-              f"{len(encoded['train']):,} examples", flush=True)
+              f"{n_trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate "
+              f"{settings.lr}; {len(encoded['train']):,} examples", flush=True)
         wait_for_all()
         log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
         if prefix and RANK == 0:
@@ -262,7 +263,7 @@ def train_and_score(settings, folder, device, decode_batch_size, resume):
             save_model(model, folder, settings.model)
         wait_for_all()
 
-        costs = {"trained": trained, "kept": kept} | costs_of_training(log)
+        costs = {"trained": n_trained, "kept": kept} | costs_of_training(log)
         peak = costs["peak_memory"]
         print(f"trained in {costs['seconds'] / 60:.1f} minutes, {costs['seconds_per_step']:.3f} "
               f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "

@@ -220,8 +220,9 @@ def gather(run):
         told["scores"] = {name: finished.scores[name] for name in metrics.METRICS}
         told |= {name: finished.costs.get(name) for name in PARAMETERS}
     if run.part in ("e2e", "penalty"):
-        tables = list(group_by_table(read_split(find_data("e2e"), "test")))
-        said = dict(zip(tables, read_sentences(folder, len(tables), "e2e")))
+        data = find_data("e2e")
+        tables = list(group_by_table(read_split(data, "test")))
+        said = dict(zip(tables, read_sentences(folder, len(tables), data)))
         told["faults"] = faults(said.items())
         told["says"] = said.get(SHOWN)  # README.md shows it
         if "settings" in told:

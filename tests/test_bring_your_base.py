@@ -199,9 +199,11 @@ def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(
             {"added_tokens_decoder": {"300": {"content": "<name>", "rstrip": True}}},
             "rstrip of its token '<name>'",
         ),
+        ({"mask_token": {"content": "pub", "lstrip": True}}, "lstrip of its token 'pub'"),
+        ({"extra_special_tokens": ["<mask>"]}, "'<mask>' is empty, or has no id or two"),
         (
             {"added_tokens_decoder": {"301": {"content": "<name>"}}},
-            "'<name>' is empty or has two ids",
+            "'<name>' is empty, or has no id or two",
         ),
     ],
 )
@@ -211,6 +213,52 @@ def test_what_tokenizer_config_changes_is_refused_by_name(base, tmp_path, change
     change_json(folder / "tokenizer_config.json", **change)
     with pytest.raises(InputError, match=named):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("special_tokens_map.json", {"pad_token": "<name>", "eos_token": END}),
+        ("special_tokens_map.json", {"pad_token": {"content": "<name>", "normalized": False}}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<name>"], "unk_token": None}),
+        ("tokenizer_config.json", {"additional_special_tokens": ["<name>"], "pad_token": END}),
+        ("tokenizer_config.json", {"mask_token": "<name>", "add_bos_token": False}),
+    ],
+)
+def test_a_word_of_the_vocabulary_that_is_named_as_special_is_one_token(folder, name, values):
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    change_json(folder / "vocab.json", **{"<name>": len(ids)})
+    (folder / name).write_text(json.dumps(values))
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for text in ("<name>", "a <name>pub", "<nam>", f"<name>{END}"):
+        assert ours.encode(text, allowed_special="all") == theirs(text)["input_ids"], text
+    assert ours.encode_ordinary("<name>") == [len(ids)]
+
+
+def test_a_merge_that_never_comes_about_is_refused(folder):
+    """Where others of its letters come first, tiktoken would make the token all the same."""
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    x, y = next(merge.split() for merge in merges if re.fullmatch("[a-z] [a-z]", merge))
+    z = next(text for text in "zqxjk" if text + x not in ids)
+    change_json(folder / "vocab.json", **{z + x: len(ids), z + x + y: len(ids) + 1})
+    merges += [f"{z} {x}", f"{z + x} {y}"]  # but x goes with y first
+    (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert len(theirs.tokenize(z + x + y)) == 2 and len(theirs.tokenize(z + x)) == 1
+    with pytest.raises(InputError, match=f"merges.txt, line {len(merges)}: other merges come"):
+        load_tokenizer(folder)
+
+
+def test_the_end_that_a_configuration_does_not_name_is_the_vocabularys(folder):
+    for change in ("null", "missing"):
+        values = json.loads((folder / "config.json").read_text())
+        values["eos_token_id"] = None
+        if change == "missing":
+            del values["eos_token_id"]
+        (folder / "config.json").write_text(json.dumps(values))
+        model, tokenizer = load_both(folder)
+        assert model.config.eos_token == tokenizer.eot_token == 0
 
 
 def test_a_word_of_the_vocabulary_that_no_merge_makes_is_not_used(folder):
@@ -459,10 +507,10 @@ def test_a_prefix_of_ours_opens_by_its_folder_alone(adapter, base):
 
 
 def test_a_base_that_is_not_there_is_to_be_given(adapter, base):
-    for name in ("nowhere/gpt2-medium", None, 5):
+    for name in ("nowhere/gpt2-medium", None, 5, ""):
         change_json(adapter / "adapter_config.json", base_model_name_or_path=name)
         with pytest.raises(
-            InputError, match=f"{adapter} needs the base .*{name}.* give it with --model"
+            InputError, match=f"{adapter} needs the base .*{name or None}.* give it with --model"
         ):
             load_run(adapter, "cpu")
         assert load_run(adapter, "cpu", str(base)).settings["model"] == str(base)

@@ -7,7 +7,7 @@ import pytest
 from conftest import run_here
 
 import compare
-from common import InputError
+from common import InputError, sha256
 
 
 def write_run(folder, bleu, **settings):
@@ -53,8 +53,12 @@ def test_a_run_on_a_system_that_does_not_tell_its_memory_is_compared_like_any_ot
     (folder / "log.jsonl").write_text('{"step": 1, "loss": 3.0, "peak_memory": null}\n')
     done = run_here(compare.main, folder, "--out", tmp_path)
     assert done.error is None and (tmp_path / "losses.png").exists()
-    (folder / "log.jsonl").write_text('{"step": 1, "loss": null, "peak_memory": null}\n')
-    assert "line 1 holds what is no number" in run_here(compare.main, folder).error
+    for damaged, reason in (('{"step": 1, "loss": null}', "line 1 holds what is no number"),
+                            ('{"loss": 1.0}', "a line says of no step"), ("", "it holds no loss"),
+                            ('{"step": 2, "validation_loss": 2.5}', "it holds no loss")):
+        (folder / "log.jsonl").write_text(damaged + "\n" * bool(damaged))
+        assert f"log.jsonl is damaged; leave this run out ({reason})" in run_here(
+            compare.main, folder).error
 
 
 def test_runs_of_other_settings_are_groups_of_their_own(tmp_path):
@@ -62,6 +66,32 @@ def test_runs_of_other_settings_are_groups_of_their_own(tmp_path):
                {"data": "sample"}, {"mode": "finetune"}, {"lr": 0.5}, {"epochs": 9}]
     groups = compare.group_runs(write_runs(tmp_path, changes))
     assert [len(runs) for runs in groups.values()] == [1] * len(changes)
+
+
+def test_the_same_seed_twice_is_no_spread_over_seeds(tmp_path):
+    folder = write_run(tmp_path / "run", 0.5)
+    groups = compare.group_runs([compare.read_run(folder), compare.read_run(folder)])
+    assert list(groups) == ["prefix 5, tiny, e2e", "prefix 5, tiny, e2e (2)"]
+
+
+def test_what_several_runs_say_of_other_data_stays_apart(tmp_path):
+    """As describe.py --out writes it: scores without run.json."""
+    runs = []
+    for number, settings in enumerate([{"prefix_length": 5, "data": "e2e"},
+                                       {"prefix_length": 50, "data": "e2e"},
+                                       {"adapter": "x"}, {"adapter": "y"}]):
+        folder = write_run(tmp_path / str(number), 0.5)
+        (folder / "run.json").unlink()
+        scores = json.loads((folder / "scores.json").read_text())
+        seed = None if "adapter" in settings else 0
+        signature = {"mode": "prefix", "model": "tiny", "data": "sample", "seed": seed,
+                     "settings": settings | {"seed": seed}, "decoder": {"num_beams": 1},
+                     "test_sha256": "a"}
+        (folder / "scores.json").write_text(json.dumps(scores | {"signature": signature}))
+        runs.append(compare.read_run(folder))
+    assert list(compare.group_runs(runs)) == [
+        "prefix 5, tiny, sample", "prefix 50, tiny, sample",
+        "prefix, tiny, sample, adapter x", "prefix, tiny, sample, adapter y"]
 
 
 def test_a_label_names_what_distinguishes_the_runs_of_a_mode_and_stays_short(tmp_path):
@@ -85,7 +115,7 @@ def test_prefixes_stand_by_their_length_behind_the_base_and_fine_tuning_last(tmp
     (alone / "run.json").unlink()  # as describe.py --out writes it
     scores = json.loads((alone / "scores.json").read_text())
     signature = {"mode": "the base alone", "model": "tiny", "data": "e2e", "seed": None,
-                 "decoder": {}}
+                 "decoder": {}, "test_sha256": "a"}
     (alone / "scores.json").write_text(json.dumps(scores | {"signature": signature}))
     runs.append(compare.read_run(alone))
     labels = [label.split(",")[0] for label in compare.group_runs(runs)]
@@ -141,6 +171,10 @@ def test_a_folder_of_runs_stands_for_its_runs(tmp_path):
     done = run_here(compare.main, tmp_path / "several", single, "--out", tmp_path)
     assert done.error is None and "mean of 3 seeds" in done.stdout
     assert "holds no scores" in run_here(compare.main, tmp_path).error
+    (several[1] / "scores.json").unlink()  # stopped, say
+    done = run_here(compare.main, tmp_path / "several", single, "--out", tmp_path)
+    assert "mean of 2 seeds" in done.stdout
+    assert f"{several[1]} is left out: it holds no scores (yet)" in done.stderr
 
 
 def test_outputs_that_are_not_there_or_of_other_tables_are_told(tmp_path):
@@ -155,6 +189,14 @@ def test_outputs_that_are_not_there_or_of_other_tables_are_told(tmp_path):
     assert compare.read_sentences(tmp_path, 1, "e2e") == ["A pub ."]
     with pytest.raises(InputError, match="has 1 lines for the 2 tables of e2e"):
         compare.read_sentences(tmp_path, 2, "e2e")
+    (tmp_path / "src1_test.txt").write_text("name : A||A .\n")
+    for test_sha256 in (sha256(tmp_path / "src1_test.txt"), "of another"):
+        signature = {"signature": {"test_sha256": test_sha256}}
+        (tmp_path / "scores.json").write_text(json.dumps(signature))
+        if test_sha256 != "of another":
+            assert compare.read_sentences(tmp_path, 1, tmp_path) == ["A pub ."]
+    with pytest.raises(InputError, match="describes other tables than .*src1_test.txt holds now"):
+        compare.read_sentences(tmp_path, 1, tmp_path)
 
 
 @pytest.fixture

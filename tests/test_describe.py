@@ -12,6 +12,7 @@ from conftest import DECODER, ROOT, assert_close, hugging_face_loss, run_here, r
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
+import compare
 import describe
 import metrics
 import train
@@ -147,6 +148,8 @@ def test_decoding_the_test_set_anew_gives_the_same_files(prefix_run, small_data,
     old, new = (json.loads((where / "scores.json").read_text()) for where in (folder, tmp_path))
     assert old["signature"] == new["signature"] | {"data": old["signature"]["data"]}
     assert all(old[name] == new[name] for name in metrics.METRICS) and new["costs"] is None
+    lengths = {compare.read_run(where).settings["prefix_length"] for where in (folder, tmp_path)}
+    assert len(lengths) == 1  # what was described is told as what it is
 
 
 def test_outputs_and_references_are_in_the_order_of_the_tables_and_give_the_scores_again(

@@ -251,6 +251,7 @@ def test_a_missing_file_is_named(folder, name):
     ({"num_layers": ...}, "num_layers is missing"),
     ({"num_layers": "2"}, "n_layer .* '2'"),
     ({"num_attention_heads": 4}, "must be a multiple of n_head"),
+    ({"num_virtual_tokens": 4.0}, r"the shape \[4, 24\], but .* asks for \[4.0, 24\]"),
     ({"num_virtual_tokens": 5}, r"the shape \[4, 24\], but adapter_config.json asks for \[5, 24\]"),
     ({"num_layers": 3}, r"the shape \[4, 24\], but adapter_config.json asks for \[4, 36\]"),
     ([], "adapter_config.json"),

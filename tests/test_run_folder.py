@@ -457,6 +457,14 @@ def test_a_terminal_of_any_encoding_gets_the_sentence(tmp_path, encoding, data):
     assert ("日" if encoding == "utf-8" else "\\u65e5") in shown
 
 
+def test_a_name_that_is_not_utf_8_is_told_before_any_work(tmp_path, monkeypatch):
+    name = os.fsdecode(b"caf\xe9")
+    done = run_here(describe.main, "tiny", "--data", "sample", "--out", tmp_path / name)
+    assert "caf\\udce9' is not in UTF-8; rename it" in done.error and not any(tmp_path.iterdir())
+    monkeypatch.setattr(os, "getcwd", lambda: f"/{name}")
+    assert "is not in UTF-8" in run_here(describe.main, "tiny", "name : Cocum").error
+
+
 def test_errors_of_the_system_are_one_line(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     shutil.copy(ROOT / "models" / "tiny" / "config.json", tmp_path)
