@@ -478,8 +478,7 @@ def load_tokenizer(source):
 
     tiktoken merges the pair whose product has the lowest id; that is byte-level BPE where the ids
     follow the order of the merges, and each product comes about by its own merge, which is checked.
-    `encode_ordinary(text)` -> ids, `decode(ids)`
-    -> text, `eot_token` is <|endoftext|>.
+    `encode_ordinary(text)` -> ids, `decode(ids)` -> text, `eot_token` is <|endoftext|>.
     """
     path, ranks, added = hugging_face.read_vocabulary(model_folder(source), END)
     return Tokenizer(str(path), pat_str=WORDS, mergeable_ranks=ranks, special_tokens=added)

@@ -191,17 +191,17 @@ def read_vocabulary(folder, end):
             entries.append(entry | {"id": int(i)})
         if config.get("add_prefix_space"):
             raise ValueError("add_prefix_space is not supported")
-        entries += special_tokens(config)
-        entries += special_tokens(found.get("special_tokens_map.json", {}))
+        named = [*special_tokens(config), *special_tokens(found.get("special_tokens_map.json", {}))]
+        entries += [entry | {"id": ids[entry["content"]]} for entry in named
+                    if entry["content"] in ids]  # what has no id is in no model, and only letters
         added = {end} | {entry["content"] for entry in entries}
         for entry in entries:
             token = entry["content"]
             for name in ("single_word", "lstrip", "rstrip"):
                 if entry.get(name):
                     raise ValueError(f"{name} of its token {token!r} is not supported")
-            i = entry.get("id", ids.get(token))
-            if not token.encode() or i is None or ids.setdefault(token, i) != i:
-                raise ValueError(f"its token {token!r} is empty, or has no id or two")
+            if not token.encode() or ids.setdefault(token, entry["id"]) != entry["id"]:
+                raise ValueError(f"its token {token!r} is empty or has two ids")
         if end not in ids:
             raise ValueError(f"{end} is missing")
         are_ids = all(type(i) is int and 0 <= i < 2**31 for i in ids.values())
@@ -232,13 +232,12 @@ def read_vocabulary(folder, end):
 def special_tokens(values):
     """Entries {"content": token, ...} for what a file names by purpose, such as pad_token."""
     for name, value in values.items():
-        if name in ("additional_special_tokens", "extra_special_tokens"):
-            named = value.values() if isinstance(value, dict) else value or []
-        else:
-            named = [value] if name.endswith("_token") else []
-        for token in named:
-            if isinstance(token, (str, dict)):  # not null, nor a flag such as add_bos_token
-                yield {"content": token} if isinstance(token, str) else token
+        if name.endswith(("_token", "_special_tokens")):
+            if isinstance(value, dict) and "content" not in value:
+                value = [*value.values()]  # extra_special_tokens, with their purposes
+            for token in value if isinstance(value, list) else [value]:
+                if isinstance(token, (str, dict)):  # not null, nor a flag such as add_bos_token
+                    yield {"content": token} if isinstance(token, str) else token
 
 
 def merge_until_two(text, known):

@@ -20,6 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,12 +33,11 @@ from e2e_data import SPLITS, find_data, group_by_table, read_split  # noqa: E402
 from gpt2 import END  # noqa: E402
 from run_folder import is_finished, read_settings  # noqa: E402
 from sentences.slots import count, near_twice, share  # noqa: E402
-from train import costs_of_training  # noqa: E402
 
 RUNS = Path("runs/results")  # in the repository's root
 RESULTS = ROOT / "results"
 SEEDS = 0, 1, 2
-E2E_SEEDS = 0, 1  # five epochs take an hour and more
+E2E_SEEDS = 0, 1  # five epochs take two hours
 E2E_EXAMPLE = shlex.quote(  # made up, in the form of the training set
     f"{END} name : Cocum | Type : pub | food : Indian | price : cheap | family friendly : no{END}"
     f" Cocum is a cheap pub serving Indian food . It is not family friendly .{END}")
@@ -60,7 +60,7 @@ FEW_RATES = {"prefix": {n: 0.02 for n in FEW_EXAMPLES},
              "finetune": {50: 1e-4, 100: 1e-4, 200: 3e-4, 500: 3e-4}}
 LENGTHS = 1, 5, 20, 50
 LENGTH_STEPS = 1000
-PENALTIES = 1.5, 2.5
+DECODERS = "--num-beams 1", "--length-penalty 1.5", "--length-penalty 2.5"
 SHOWN = ("name : The Vaults | Type : pub | food : Japanese | price : high | customer rating : "
          "3 out of 5 | area : city centre | family friendly : no | near : Raja Indian Cuisine")
 SETTINGS = "mode", "prefix_form", "prefix_length", "prefix_words", "lr", "clip", "seed"
@@ -140,15 +140,15 @@ def e2e():
     yield Run("e2e", "base", "describe.py tiny --data e2e")
 
 
-def penalty():
-    """The first prefix of e2e, made to write longer sentences than it did (at a penalty of 1)."""
+def decoding():
+    """The first prefix of e2e without a search, and made to write longer sentences."""
     prefix = (RUNS / "e2e" / next(e2e()).name).as_posix()
-    for value in PENALTIES:
-        yield Run("penalty", f"{value}",
-                  f"describe.py {prefix} --data e2e --length-penalty {value}")
+    for option in DECODERS:
+        yield Run("decoding", option.strip("-").replace(" ", "-"),
+                  f"describe.py {prefix} --data e2e {option}")
 
 
-PARTS = {"forms": forms, "small": small, "length": length, "e2e": e2e, "penalty": penalty}
+PARTS = {"forms": forms, "small": small, "length": length, "e2e": e2e, "decoding": decoding}
 
 
 def make_data(part):
@@ -212,14 +212,14 @@ def gather(run):
         settings, log = read_settings(folder), read_log(folder / "log.jsonl")
         told["settings"] = {name: settings[name] for name in SETTINGS}
         with reading(folder / "log.jsonl", f"is damaged; remove {folder}"):
-            told["minutes"] = round(costs_of_training(log)["seconds"] / 60, 1)
+            told["minutes"] = round(minutes(log), 1)
         told["validation"] = [[entry["step"], round(entry["validation_loss"], 4)]
                               for entry in log if "validation_loss" in entry]
     if (folder / "scores.json").exists():
         finished = read_run(folder)
         told["scores"] = {name: finished.scores[name] for name in metrics.METRICS}
         told |= {name: finished.costs.get(name) for name in PARAMETERS}
-    if run.part in ("e2e", "penalty"):
+    if run.part in ("e2e", "decoding"):
         data = find_data("e2e")
         tables = list(group_by_table(read_split(data, "test")))
         said = dict(zip(tables, read_sentences(folder, len(tables), data)))
@@ -228,6 +228,12 @@ def gather(run):
         if "settings" in told:
             told["training"] = mean_losses(log)
     return told
+
+
+def minutes(log):
+    """What training took, by its median step: so a machine that slept meanwhile does not count."""
+    steps = [entry for entry in log if "loss" in entry]
+    return median(entry["seconds"] / entry["steps"] for entry in steps) * steps[-1]["step"] / 60
 
 
 def faults(pairs):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import metrics  # noqa: E402
 from common import read_json, run_command, write_text  # noqa: E402
-from results.make import FEW_EXAMPLES, LENGTHS, RATES, RESULTS  # noqa: E402
+from results.make import DECODERS, FEW_EXAMPLES, LENGTHS, RATES, RESULTS  # noqa: E402
 
 DOCUMENTS = "README.md", "RESULTS.md"
 MODES = {"prefix": "prefix-tuning", "finetune": "fine-tuning"}
@@ -164,20 +164,21 @@ def faults():
     return table(["", *told[0]], rows)
 
 
-def penalty():
-    """Longer sentences of the experiment's first prefix: fewer values left out, more said twice."""
-    runs = {"1.0": with_settings(read("e2e"), mode="prefix")[0]} | read("penalty")
-    rows = [[value, f"{100 * told['scores']['BLEU']:.2f}",
+def decoding():
+    """What the experiment's first prefix writes without a search, and in longer sentences."""
+    found = {"as above": with_settings(read("e2e"), mode="prefix")[0]}
+    found |= dict(zip(DECODERS, read("decoding").values()))
+    rows = [[label, f"{100 * told['scores']['BLEU']:.2f}",
              *(f"{told['faults'][name]:.1f}" for name in ("left out", "near twice"))]
-            for value, told in runs.items()]
-    return table(["length penalty", "BLEU", "left out", "near twice"], rows)
+            for label, told in found.items()]
+    return table(["decoder", "BLEU", "left out", "near twice"], rows)
 
 
 HEADS = [name.replace("_", "-") for name in metrics.METRICS]
 TABLES = {  # the name of a table's place in a document -> (the part it shows, its function)
     "forms": ("forms", forms), "small": ("small", small), "length": ("length", length),
     "scores": ("e2e", scores), "e2e": ("e2e", e2e), "faults": ("e2e", faults),
-    "penalty": ("penalty", penalty)}
+    "decoding": ("decoding", decoding)}
 
 
 def filled(text):

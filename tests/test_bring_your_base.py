@@ -200,10 +200,9 @@ def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(
             "rstrip of its token '<name>'",
         ),
         ({"mask_token": {"content": "pub", "lstrip": True}}, "lstrip of its token 'pub'"),
-        ({"extra_special_tokens": ["<mask>"]}, "'<mask>' is empty, or has no id or two"),
         (
             {"added_tokens_decoder": {"301": {"content": "<name>"}}},
-            "'<name>' is empty, or has no id or two",
+            "'<name>' is empty or has two ids",
         ),
     ],
 )
@@ -223,6 +222,7 @@ def test_what_tokenizer_config_changes_is_refused_by_name(base, tmp_path, change
         ("tokenizer_config.json", {"extra_special_tokens": ["<name>"], "unk_token": None}),
         ("tokenizer_config.json", {"additional_special_tokens": ["<name>"], "pad_token": END}),
         ("tokenizer_config.json", {"mask_token": "<name>", "add_bos_token": False}),
+        ("tokenizer_config.json", {"bos_token": "<name>", "pad_token": "[PAD]"}),  # without an id
     ],
 )
 def test_a_word_of_the_vocabulary_that_is_named_as_special_is_one_token(folder, name, values):

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +57,24 @@ def test_the_tables_of_the_documents_are_those_of_the_results(name):
     assert tables.filled(text) == text
     places = set(re.findall(r"<!-- results: (\w+) -->", text))
     assert places <= set(tables.TABLES) and text.count("<!-- end -->") == len(places)
+
+
+def test_what_the_documents_say_of_the_experiment_in_words_agrees_with_its_results():
+    text = {name: " ".join((ROOT / name).read_text(encoding="utf-8").split())
+            for name in (*tables.DOCUMENTS, "TUTORIAL.md")}
+    runs = tables.read("e2e")
+    prefixes, tuned = (tables.with_settings(runs, mode=mode) for mode in tables.MODES)
+    share = mean(tables.bleu(prefixes)) / mean(tables.bleu(tuned))
+    assert all(f"reaches {share:.0%}" in one for one in text.values())
+    left_out = [[told["faults"]["left out"] for told in group] for group in (prefixes, tuned)]
+    ranges = [f"{min(values):.0f} to {max(values):.0f}%" for values in left_out]
+    assert f"{ranges[0]} of the values, where fine-tuning leaves out {ranges[1]}" in text[
+        "README.md"]
+    for label, told in (("a prefix", prefixes[0]), ("fine-tuning", tuned[0])):
+        assert f"| {label} | {told['says']} |" in text["README.md"]
+    (shown,) = re.findall(r"\| the base alone \| (The .*?) \.\.\. \|", text["README.md"])
+    assert runs["base"]["says"].startswith(shown)
+    assert len(prefixes) == len(tuned) == 2 and "means of two seeds" in text["README.md"]
 
 
 def test_every_measured_part_has_its_table_in_the_documents():
@@ -169,8 +188,7 @@ def test_what_a_run_of_the_experiment_tells(tmp_path, monkeypatch, prefix_run, s
     monkeypatch.setattr(make, "faults", lambda pairs: {"left out": len(pairs)})
     told = make.gather(make.Run("e2e", "run", "train.py"))
     log = [json.loads(line) for line in (prefix_run[0] / "log.jsonl").read_text().splitlines()]
-    seconds = sum(entry.get("seconds", 0) for entry in log)
-    assert told["minutes"] == round(seconds / 60, 1)
+    assert told["minutes"] == round(make.minutes(log), 1)
     assert told["training"][-1][0] == 12 and told["faults"] == {"left out": 12}
     assert told["validation"][-1] == [12, pytest.approx(log[-1]["validation_loss"], abs=1e-4)]
     (tmp_path / "e2e" / "run" / "scores.json").write_text('{"BLEU": 1}')
@@ -179,29 +197,36 @@ def test_what_a_run_of_the_experiment_tells(tmp_path, monkeypatch, prefix_run, s
 
 
 def test_what_a_run_says_of_the_table_that_the_readme_shows_is_kept(tmp_path, monkeypatch):
-    (tmp_path / "penalty" / "2.5").mkdir(parents=True)
-    (tmp_path / "penalty" / "2.5" / "outputs.txt").write_text("It .\nThe Vaults .\n")
+    (tmp_path / "decoding" / "greedy").mkdir(parents=True)
+    (tmp_path / "decoding" / "greedy" / "outputs.txt").write_text("It .\nThe Vaults .\n")
     monkeypatch.setattr(make, "RUNS", tmp_path)
     monkeypatch.setattr(make, "find_data", lambda name: name)
     monkeypatch.setattr(make, "read_split", lambda folder, split: [
         ("name : Cocum", "Cocum ."), ("name : Cocum", "It ."), (make.SHOWN, "The Vaults !")])
-    told = make.gather(make.Run("penalty", "2.5", "describe.py"))
+    told = make.gather(make.Run("decoding", "greedy", "describe.py"))
     assert told["says"] == "The Vaults ." and told["faults"]["left out"] == pytest.approx(88.9)
     assert "says" not in make.gather(make.Run("length", "base", "describe.py"))
 
 
-def test_longer_sentences_are_asked_of_the_first_prefix_of_the_experiment():
+def test_other_decoders_are_tried_on_the_first_prefix_of_the_experiment():
     first = next(make.e2e())
     assert "--mode prefix" in first.command and "--seed 0" in first.command
-    for run, value in zip(make.penalty(), make.PENALTIES, strict=True):
+    for run, option in zip(make.decoding(), make.DECODERS, strict=True):
         assert f"describe.py {first.folder.relative_to(ROOT).as_posix()} " in run.command
-        assert f"--length-penalty {value} " in run.command
+        assert f" {option} " in run.command
 
 
 def test_losses_are_means_over_steps():
     log = [{"step": step, "loss": float(step), "steps": 10} for step in range(10, 211, 10)]
     log += [{"step": 215, "loss": 1.0, "steps": 5}, {"step": 215, "validation_loss": 9.0}]
     assert make.mean_losses(log) == [[100, 55.0], [200, 155.0], [215, 140.3333]]  # of 15 steps
+
+
+def test_minutes_are_those_of_the_median_step_and_a_pause_is_none():
+    log = [{"step": 10 * n, "loss": 1.0, "steps": 10, "seconds": 9000.0 if n == 3 else 6.0}
+           for n in range(1, 11)]
+    log += [{"step": 105, "loss": 1.0, "steps": 5, "seconds": 3.0}]
+    assert make.minutes([*log, {"step": 105, "validation_loss": 2.0}]) == pytest.approx(1.05)
 
 
 def test_faults_are_counted_by_the_rules_for_slots():
@@ -240,8 +265,8 @@ def made_up_results(monkeypatch, tmp_path):
         for n in tables.FEW_EXAMPLES:
             small[f"prefix-{n}-{seed}"] = made_up("prefix", seed, n / 1000 + seed / 5, 2)
             small[f"finetune-{n}-{seed}"] = made_up("finetune", seed, n / 1000 + 0.1, 2)
-    penalty = {"1.5": made_up("", 0, 0.3, 0)}
-    for part, told in (("e2e", e2e), ("length", length), ("small", small), ("penalty", penalty)):
+    decoding = {"num-beams-1": made_up("", 0, 0.3, 0)}
+    for part, told in (("e2e", e2e), ("length", length), ("small", small), ("decoding", decoding)):
         (tmp_path / f"{part}.json").write_text(json.dumps(told))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
@@ -263,8 +288,8 @@ def test_the_tables_of_the_experiment_have_means_spreads_and_costs(made_up_resul
     assert [row[-1] for row in short[2:]] == ["0", "1,234", "1,234"] and short[4][1] == "70.50"
     assert cells(tables.faults())[2] [:3] == ["prefix-tuning", "50.5 (50.0 to 51.0)",
                                                "0.0 (0.0 to 0.0)"]
-    assert cells(tables.penalty())[2:] == [["1.0", "50.00", "50.0", "7.0"],
-                                           ["1.5", "30.00", "30.0", "7.0"]]
+    assert cells(tables.decoding())[2:] == [["as above", "50.00", "50.0", "7.0"],
+                                            ["--num-beams 1", "30.00", "30.0", "7.0"]]
 
 
 def test_the_table_of_lengths_begins_with_the_base_and_ends_with_fine_tuning(made_up_results):
