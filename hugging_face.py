@@ -191,16 +191,19 @@ def read_vocabulary(folder, end):
             entries.append(entry | {"id": int(i)})
         if config.get("add_prefix_space"):
             raise ValueError("add_prefix_space is not supported")
-        named = [*special_tokens(config), *special_tokens(found.get("special_tokens_map.json", {}))]
-        entries += [entry | {"id": ids[entry["content"]]} for entry in named
-                    if entry["content"] in ids]  # what has no id is in no model, and only letters
-        added = {end} | {entry["content"] for entry in entries}
+        entries += special_tokens(config)
+        entries += special_tokens(found.get("special_tokens_map.json", {}))
+        added = {end}
         for entry in entries:
             token = entry["content"]
+            i = entry.get("id", ids.get(token))
+            if i is None:  # what has a purpose and no id is in no model: only letters
+                continue
+            added.add(token)
             for name in ("single_word", "lstrip", "rstrip"):
                 if entry.get(name):
                     raise ValueError(f"{name} of its token {token!r} is not supported")
-            if not token.encode() or ids.setdefault(token, entry["id"]) != entry["id"]:
+            if not token.encode() or ids.setdefault(token, i) != i:
                 raise ValueError(f"its token {token!r} is empty or has two ids")
         if end not in ids:
             raise ValueError(f"{end} is missing")

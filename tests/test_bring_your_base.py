@@ -199,7 +199,7 @@ def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(
             {"added_tokens_decoder": {"300": {"content": "<name>", "rstrip": True}}},
             "rstrip of its token '<name>'",
         ),
-        ({"mask_token": {"content": "pub", "lstrip": True}}, "lstrip of its token 'pub'"),
+        ({"mask_token": {"content": "</name>", "lstrip": True}}, "lstrip of its token '</name>'"),
         (
             {"added_tokens_decoder": {"301": {"content": "<name>"}}},
             "'<name>' is empty or has two ids",
