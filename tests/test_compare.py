@@ -77,20 +77,21 @@ def test_the_same_seed_twice_is_no_spread_over_seeds(tmp_path):
 def test_what_several_runs_say_of_other_data_stays_apart(tmp_path):
     """As describe.py --out writes it: scores without run.json."""
     runs = []
-    for number, settings in enumerate([{"prefix_length": 5, "data": "e2e"},
-                                       {"prefix_length": 50, "data": "e2e"},
-                                       {"adapter": "x"}, {"adapter": "y"}]):
+    for number, (settings, seed, test_sha256) in enumerate([
+            ({"prefix_length": 5, "data": "e2e"}, 0, "a"),
+            ({"prefix_length": 5, "data": "e2e"}, 1, "b"),
+            ({"prefix_length": 50, "data": "e2e"}, 0, "a"),
+            ({"adapter": "x"}, None, "a"), ({"adapter": "y"}, None, "a")]):
         folder = write_run(tmp_path / str(number), 0.5)
         (folder / "run.json").unlink()
         scores = json.loads((folder / "scores.json").read_text())
-        seed = None if "adapter" in settings else 0
         signature = {"mode": "prefix", "model": "tiny", "data": "sample", "seed": seed,
                      "settings": settings | {"seed": seed}, "decoder": {"num_beams": 1},
-                     "test_sha256": "a"}
+                     "test_sha256": test_sha256}
         (folder / "scores.json").write_text(json.dumps(scores | {"signature": signature}))
         runs.append(compare.read_run(folder))
     assert list(compare.group_runs(runs)) == [
-        "prefix 5, tiny, sample", "prefix 50, tiny, sample",
+        "prefix 5, tiny, sample", "prefix 5, tiny, sample (2)", "prefix 50, tiny, sample",
         "prefix, tiny, sample, adapter x", "prefix, tiny, sample, adapter y"]
 
 
