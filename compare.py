@@ -74,8 +74,12 @@ def read_run(folder):
         if settings is None:  # what describe.py --out writes
             signature = scores["signature"]
             settings = dict(signature.get("settings", {}))
-            settings |= {name: str(signature[name]) for name in ("mode", "model", "data", "seed")}
-            settings |= signature["decoder"] | {"test_sha256": str(signature["test_sha256"])}
+            settings |= {name: str(signature[name]) for name in ("mode", "model", "data")}
+            settings |= signature["decoder"] | {name: signature[name] for name in
+                                                ("seed", "test_sha256")}
+            if not is_number(settings.get("prefix_length", 0)) or any(
+                    isinstance(value, (list, dict)) for value in settings.values()):
+                raise ValueError("a setting is none that a run has")
     return FinishedRun(settings, scores, costs, log)
 
 

@@ -37,7 +37,7 @@ from sentences.slots import count, near_twice, share  # noqa: E402
 RUNS = Path("runs/results")  # in the repository's root
 RESULTS = ROOT / "results"
 SEEDS = 0, 1, 2
-E2E_SEEDS = 0, 1  # five epochs take two hours
+E2E_SEEDS = 0, 1  # five epochs take up to two hours
 E2E_EXAMPLE = shlex.quote(  # made up, in the form of the training set
     f"{END} name : Cocum | Type : pub | food : Indian | price : cheap | family friendly : no{END}"
     f" Cocum is a cheap pub serving Indian food . It is not family friendly .{END}")

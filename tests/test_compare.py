@@ -93,6 +93,11 @@ def test_what_several_runs_say_of_other_data_stays_apart(tmp_path):
     assert list(compare.group_runs(runs)) == [
         "prefix 5, tiny, sample", "prefix 5, tiny, sample (2)", "prefix 50, tiny, sample",
         "prefix, tiny, sample, adapter x", "prefix, tiny, sample, adapter y"]
+    for name, value in (("prefix_length", "5"), ("lr", [1])):
+        signature["settings"] = {name: value}
+        (folder / "scores.json").write_text(json.dumps(scores | {"signature": signature}))
+        with pytest.raises(InputError, match="a setting is none that a run has"):
+            compare.read_run(folder)
 
 
 def test_a_label_names_what_distinguishes_the_runs_of_a_mode_and_stays_short(tmp_path):

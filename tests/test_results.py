@@ -286,8 +286,8 @@ def test_the_tables_of_the_experiment_have_means_spreads_and_costs(made_up_resul
     assert rows[5][:2] == ["fine-tuning", "70.50"]
     short = cells(tables.scores())
     assert [row[-1] for row in short[2:]] == ["0", "1,234", "1,234"] and short[4][1] == "70.50"
-    assert cells(tables.faults())[2] [:3] == ["prefix-tuning", "50.5 (50.0 to 51.0)",
-                                               "0.0 (0.0 to 0.0)"]
+    assert cells(tables.faults())[2] == ["prefix-tuning", "50.5 (50.0 to 51.0)",
+                                          "0.0 (0.0 to 0.0)", "7.0 (7.0 to 7.0)"]
     assert cells(tables.decoding())[2:] == [["as above", "50.00", "50.0", "7.0"],
                                             ["--num-beams 1", "30.00", "30.0", "7.0"]]
 
