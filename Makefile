@@ -12,12 +12,12 @@ test: .venv/installed-dev
 	.venv/bin/python -m pytest
 
 results: .venv/installed
-	.venv/bin/python results/make.py
-	.venv/bin/python results/tables.py
+	.venv/bin/python -m experiments.make
+	.venv/bin/python -m experiments.tables
 	$(MAKE) figures
 
 figures: .venv/installed
-	.venv/bin/python figures/make.py
+	.venv/bin/python -m experiments.draw
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from common import InputError, progress_bar, run_command
+from support.files import InputError, progress_bar, run_command
 from e2e_data import encode_table
 from gpt2 import NAMES, Growing, load_both, pad, pick_device, tokens_without_text
 from prefix import load_past

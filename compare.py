@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import fmean
 
 import metrics
-from common import InputError, read_json, reading, run_command, sha256, write_aside
+from support.files import InputError, read_json, reading, run_command, sha256, write_aside
 from e2e_data import data_file, find_data, group_by_table, read_split
-from run_folder import read_settings
+from support.run_folder import read_settings
 
 # BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
 PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}

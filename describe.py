@@ -26,13 +26,13 @@ import torch
 
 import metrics
 from beam import banned_tokens, beam_search, check_search
-from common import InputError, run_command, seed_number, sha256, write_json, write_text
+from support.files import InputError, run_command, seed_number, sha256, write_json, write_text
 from e2e_data import (SRC1_NAMES, check_length, data_file, decode, encode_example, encode_table,
                       find_data, group_by_table, is_known, make_batch, read_examples)
 from gpt2 import GPT2, NAMES, autocast, generate, load_both, model_folder, pick_device
 from prefix import load_past, read_adapter, stack_pasts
-from processes import RANK, WORLD, collect
-from run_folder import check_new, claim, fingerprints, read_settings
+from support.processes import RANK, WORLD, collect
+from support.run_folder import check_new, claim, fingerprints, read_settings
 
 DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
 PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from common import ROOT, InputError, run_command, sha256
-from download import download
+from support.files import ROOT, InputError, run_command, sha256
+from support.downloads import download
 from gpt2 import load_tokenizer, pad
 
 SPLITS = ("train", "valid", "test")

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import hugging_face
-from common import ROOT, InputError, read_json, run_command, seed_number
-from download import download
-from tf_checkpoint import read_openai_weights
+from support import hugging_face
+from support.files import ROOT, InputError, read_json, run_command, seed_number
+from support.downloads import download
+from support.tf_checkpoint import read_openai_weights
 
 # --------------------------------------------------------------------------------------------------
 # The model

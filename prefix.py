@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from common import InputError, read_json, reading, run_command, write_aside, write_json
+from support.files import InputError, read_json, reading, run_command, write_aside, write_json
 from gpt2 import GPT2, SIZES, GPT2Config
-from hugging_face import check_file, read_tensors, to_numbers
+from support.hugging_face import check_file, read_tensors, to_numbers
 
 FORMS = {
     "network": "made by one network for all layers (section 4.3)",

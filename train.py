@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import metrics
 from beam import banned_tokens, check_search
-from common import (ROOT, InputError, command_line, progress_bar, run_command, seed_number,
+from support.files import (ROOT, InputError, command_line, progress_bar, run_command, seed_number,
                     sha256, write_json)
 from compare import check_drawing, compare_runs, draw_losses
 from describe import DECODER, add_decoder_arguments, load_run, score_test_set
@@ -29,8 +29,8 @@ from e2e_data import (SPLITS, check_length, data_file, encode_example, find_data
 from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_both, load_config,
                   model_folder, pick_device, save_model)
 from prefix import FORMS, HIDDEN, Prefix, activations, count_parameters, save_prefix
-from processes import RANK, WORLD, add_up, join, wait_for_all
-from run_folder import (Settings, check_folder, claim, fingerprints, is_finished, load_state,
+from support.processes import RANK, WORLD, add_up, join, wait_for_all
+from support.run_folder import (Settings, check_folder, claim, fingerprints, is_finished, load_state,
                         save_state, start_log, write_log)
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix

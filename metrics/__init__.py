@@ -13,7 +13,7 @@ import gc
 from collections.abc import Mapping, Set
 from contextlib import contextmanager
 
-from common import InputError
+from support.files import InputError
 from metrics import cider, meteor, mteval, ptb, rouge
 from metrics.files import read_corpora, read_outputs, read_references
 

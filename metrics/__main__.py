@@ -12,7 +12,7 @@ from tqdm import tqdm
 if not __package__:  # started as `python /path/to/metrics`, which leaves out the folder above it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from common import InputError, run_command, write_aside  # noqa: E402
+from support.files import InputError, run_command, write_aside  # noqa: E402
 from metrics import METRICS, Scorer, format_table, meteor, mteval, read_corpora  # noqa: E402
 
 DESCRIPTION = """\

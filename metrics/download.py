@@ -5,8 +5,8 @@
 
 import argparse
 
-from common import run_command
-from download import download
+from support.files import run_command
+from support.downloads import download
 from metrics.meteor_data import KNOWN, OWN_FOLDER, check
 
 URL = (  # in the repository of the challenge's scripts

@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from common import InputError
+from support.files import InputError
 
 # A table's columns are known by how their headers begin.
 SOURCE_COLUMN = re.compile(r"mr|src|source|meaning|da|dial(ogue)?[ _.-]act", re.IGNORECASE)

@@ -17,7 +17,7 @@ import re
 import string
 from collections import Counter, defaultdict
 
-from common import InputError
+from support.files import InputError
 from metrics import meteor_data
 from metrics.meteor_data import Lexicon, Paraphrases, ngrams
 from metrics.porter2 import stem

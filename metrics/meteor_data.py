@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common import ROOT, InputError, sha256, write_aside
+from support.files import ROOT, InputError, sha256, write_aside
 
 JAR, TABLE = "meteor-1.5.jar", "data/paraphrase-en.gz"
 KNOWN = {  # size and SHA-256, which are the same in e2e-metrics and in pycocoevalcap 1.2

@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
-import gpt2  # noqa: E402
-import prefix as prefix_module  # noqa: E402
-import train  # noqa: E402
-from bench.twins import hugging_face_twin, peft_twin  # noqa: E402, F401
-from common import run_command  # noqa: E402
+import gpt2
+import prefix as prefix_module
+import train
+from experiments.bench.twins import hugging_face_twin, peft_twin  # noqa: F401
+from support.files import run_command
 
 
 def shared_folder():

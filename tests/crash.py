@@ -30,7 +30,7 @@ import matplotlib.figure  # noqa: E402, F401  # here, so that each fork has it a
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
-import common  # noqa: E402
+from support import files as common  # noqa: E402
 import metrics  # noqa: E402
 import train  # noqa: E402
 

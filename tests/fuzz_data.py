@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common import InputError  # noqa: E402
+from support.files import InputError  # noqa: E402
 from e2e_data import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, linearize, read_examples,  # noqa: E402
                       read_split, read_table)
 

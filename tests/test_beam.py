@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import beam
 from beam import beam_search, rows_that_stay
-from common import InputError
+from support.files import InputError
 from e2e_data import encode_table
 from gpt2 import GPT2Config, Growing, autocast, load_config, load_model, load_tokenizer
 from prefix import load_prefix, save_prefix

@@ -16,7 +16,7 @@ import beam
 import describe
 import gpt2
 from beam import banned_tokens, beam_search
-from common import InputError
+from support.files import InputError
 from describe import describe_tables, load_run
 from gpt2 import (
     GPT2Config,

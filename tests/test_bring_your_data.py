@@ -20,11 +20,11 @@ import describe
 import e2e_data
 import metrics
 import train
-from common import InputError
+from support.files import InputError
 from e2e_data import (CSV_NAMES, KEYS, SRC1_NAMES, ZIP_NAME, encode_table, find_data,
                       group_by_table, read_split, read_table)
 from gpt2 import load_tokenizer
-from run_folder import read_settings
+from support.run_folder import read_settings
 
 QUICK = ("--model", "tiny", "--device", "cpu", "--prefix-form", "direct", "--prefix-length", "2",
          "--num-beams", "1", "--max-new-tokens", "3", "--epochs", "1", "--batch-size", "4")

@@ -8,9 +8,9 @@ import pytest
 from conftest import run_python
 
 import metrics
-from common import InputError
+from support.files import InputError
 from e2e_data import group_by_table, read_split, tokenise_text
-from sentences.challenge import read_system
+from experiments.challenge import read_system
 
 
 def test_98_percent_of_src1s_sentences_are_the_official_ones_tokenised_by_our_rules(shared):
@@ -55,6 +55,6 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 def test_a_table_without_an_output_is_told(tmp_path):
     path = tmp_path / "system.tsv"
     path.write_text("MR\toutput\nname[The Mill], area[north]\tThe Mill is in the north.\n")
-    done = run_python("sentences/challenge.py", path, "--data", "sample")
+    done = run_python("-m", "experiments.challenge", path, "--data", "sample")
     assert done.returncode == 1
     assert "test tables have no output" in done.stderr and "Traceback" not in done.stderr

@@ -7,7 +7,7 @@ import pytest
 from conftest import run_here
 
 import compare
-from common import InputError, sha256
+from support.files import InputError, sha256
 
 
 def write_run(folder, bleu, **settings):

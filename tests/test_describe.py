@@ -16,7 +16,7 @@ import compare
 import describe
 import metrics
 import train
-from common import InputError
+from support.files import InputError
 from describe import PUBLISHED, Run, describe_tables, load_run
 from e2e_data import (SRC1_NAMES, ZIP_NAME, data_file, encode_example, encode_table,
                       group_by_table, read_split)

@@ -79,14 +79,15 @@ def test_what_the_tutorial_quotes_from_a_module_stands_there():
 def commands(name):
     """(program, its arguments, whether it is said to take long) of each command of a document."""
     text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-    line = r"^    (?:python|torchrun --nproc-per-node \d) (-m metrics|\S+\.py)(.*)$"
+    line = r"^    (?:python|torchrun --nproc-per-node \d) (-m [\w.]+|\S+\.py)(.*)$"
     for program, rest in re.findall(line, text, re.MULTILINE):
         is_long = name == "RESULTS.md" or re.search(r"#.*\b(minutes?|hours?|a run each)\b", rest)
         yield program, shlex.split(rest, comments=True), bool(is_long)
 
 
 def main_of(program):
-    name = "metrics.__main__" if program == "-m metrics" else program[:-3].replace("/", ".")
+    name = program.removeprefix("-m ").removesuffix(".py").replace("/", ".")
+    name = "metrics.__main__" if name == "metrics" else name
     assert (ROOT / f"{name.replace('.', '/')}.py").exists(), program
     return importlib.import_module(name).main
 

@@ -11,9 +11,9 @@ import torch
 
 import e2e_data
 import gpt2
-import download as download_module
-from common import InputError
-from download import download
+from support import downloads as download_module
+from support.files import InputError
+from support.downloads import download
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):

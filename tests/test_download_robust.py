@@ -19,10 +19,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import download as download_module  # noqa: E402
+from support import downloads as download_module  # noqa: E402
 import gpt2  # noqa: E402
-from common import InputError  # noqa: E402
-from download import download  # noqa: E402
+from support.files import InputError  # noqa: E402
+from support.downloads import download  # noqa: E402
 
 CONTENT = random.Random(0).randbytes(300_000)
 SMALL = b"abcdefghijklmnopqrstuvwxyz" * 2
@@ -423,8 +423,8 @@ def test_a_host_that_nobody_knows_and_a_server_without_tls_are_one_sentence(path
 CALL = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from common import run_command
-from download import download
+from support.files import run_command
+from support.downloads import download
 exec(sys.argv[4])
 run_command(lambda: download(sys.argv[2], sys.argv[3]))
 """

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import e2e_data
-from common import InputError
+from support.files import InputError
 from e2e_data import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, data_file, encode_example, encode_table,
                       find_data, group_by_table, is_known, linearize, make_batch, read_split,
                       shuffled_batches)

@@ -7,7 +7,7 @@ from transformers import GPT2LMHeadModel
 from describe import load_run
 from e2e_data import encode_example
 from gpt2 import load_tokenizer
-from sentences.endings import MOST, end_probabilities, stops
+from experiments.endings import MOST, end_probabilities, stops
 
 TABLE = ("name : The Mill | Type : pub | food : Italian | price : cheap | area : riverside"
          " | near : Café Rouge")
@@ -44,7 +44,7 @@ def test_the_command_prints_for_each_number_of_values_unsaid_the_cases_and_how_m
     short = "The Mill is a cheap Italian pub ."
     lines = f"{TABLE}||{SENTENCE}\n{TABLE}||{short}\n"
     (tmp_path / "src1_valid.txt").write_text(lines, encoding="utf-8")
-    done = run_python("sentences/endings.py", "tiny", "--data", tmp_path)
+    done = run_python("-m", "experiments.endings", "tiny", "--data", tmp_path)
     assert done.returncode == 0, done.stderr
     head, cases, tiny, references = (line.split() for line in done.stdout.strip().splitlines())
     assert head[-3:] == ["4", "or", "more"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import gpt2
 from beam import rows_that_stay
-from common import InputError
+from support.files import InputError
 from e2e_data import make_batch
 from gpt2 import GPT2, SIZES, GPT2Config, Growing, Packing, autocast, generate, pad
 

@@ -25,7 +25,7 @@ import describe
 import metrics
 import train
 from beam import Hypothesis
-from common import InputError
+from support.files import InputError
 from e2e_data import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, check_length, encode_table, group_by_table,
                       linearize, make_batch, read_split, read_table)
 from gpt2 import GPT2Config, load_tokenizer

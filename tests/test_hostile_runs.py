@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from test_compare import write_run
 
 import compare
-from common import InputError
-from run_folder import read_settings
+from support.files import InputError
+from support.run_folder import read_settings
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),

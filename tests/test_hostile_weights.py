@@ -14,10 +14,10 @@ import torch
 from fuzz_weights import block, field, fuzz, make_folders, tf_index, tf_pairs
 
 import gpt2
-from common import InputError
+from support.files import InputError
 from gpt2 import GPT2Config, load_config, load_model
 from prefix import load_prefix
-from tf_checkpoint import read_tf_checkpoint
+from support.tf_checkpoint import read_tf_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import describe
 from beam import beam_search
-from common import InputError, read_json, write_json
+from support.files import InputError, read_json, write_json
 from describe import (
     describe_tables,
     describe_with_each,
@@ -24,7 +24,7 @@ from describe import (
 )
 from gpt2 import GPT2Config, generate, load_both, load_model, save_model
 from prefix import Prefix, save_prefix, stack_pasts
-from run_folder import Settings
+from support.run_folder import Settings
 
 N_VOCAB, EOS = 50, 49
 TABLES = [
@@ -490,7 +490,7 @@ def write_data(folder, tables):
 
 
 def test_the_share_of_right_picks_is_that_of_single_searches(runs, tmp_path, monkeypatch, capsys):
-    from sentences import picking
+    from experiments import picking
 
     x = [f"name : {name} | Type : pub" for name in ("Zizzi", "Aromi", "Loch Fyne", "Cotto")]
     y = [f"title : {name} | year : 19{i}" for i, name in enumerate(("Amber", "Blue Moon", "Stone"))]
@@ -518,7 +518,7 @@ def test_the_share_of_right_picks_is_that_of_single_searches(runs, tmp_path, mon
 
 def test_the_benchmark_of_many_prefixes_prints_three_ways_that_write_the_same():
     done = run_python(
-        "bench/many.py",
+        "-m", "experiments.bench.many",
         "--model",
         "tiny",
         "--tasks",

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import metrics
-from common import InputError, sha256
+from support.files import InputError, sha256
 from metrics import download, meteor_data, mteval, porter2, ptb
 from metrics import meteor as meteor_module
 from metrics.meteor import EXACT, Meteor, Output, Pair, Reference, best_statistics, normalize, score

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 import metrics
-from common import InputError, run_command
+from support.files import InputError, run_command
 from metrics import __main__ as main
 from metrics import mteval
 

@@ -13,7 +13,7 @@ from conftest import (assert_close, by_pefts_names, hugging_face_cache, hugging_
                       random_prompts, run_python)
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 
-from common import InputError
+from support.files import InputError
 from gpt2 import SIZES, GPT2Config
 from prefix import Prefix, activations, count_parameters, load_prefix, save_prefix
 

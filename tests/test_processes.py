@@ -11,8 +11,8 @@ from conftest import (ROOT, assert_close, random_config, random_model, random_pr
                       run_here)
 
 import describe
-import processes
-from common import InputError
+from support import processes
+from support.files import InputError
 
 SCRIPT = """
 import random, sys
@@ -21,8 +21,8 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 import train
 from conftest import random_config, random_model, random_prefix
-from processes import RANK, join
-from run_folder import Settings
+from support.processes import RANK, join
+from support.run_folder import Settings
 
 mode, folder = sys.argv[1], Path(sys.argv[2])
 join(torch.device("cpu"))

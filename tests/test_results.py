@@ -18,14 +18,14 @@ import describe
 import metrics
 import train
 from beam import banned_tokens, beam_search
-from common import InputError
+from support.files import InputError
 from e2e_data import encode_table, read_split
-from figures import make as figures
+from experiments import draw as figures
 from gpt2 import load_both
 from prefix import Prefix
-from results import make, tables
+from experiments import make, tables
 
-MEASURED = [part for part in make.PARTS if (ROOT / "results" / f"{part}.json").exists()]
+MEASURED = [part for part in make.PARTS if (ROOT / "experiments/results" / f"{part}.json").exists()]
 
 
 @pytest.mark.parametrize("part", MEASURED)
@@ -374,7 +374,7 @@ def test_forms_are_drawn_as_their_table_has_them(drawn):
 def test_a_figure_without_results_is_left_as_it_is(made_up_results, drawn):
     (made_up_results / "e2e.json").unlink()
     done = run_here(figures.main, "losses", "small")
-    assert "losses.png is left as it is: `python results/make.py e2e`" in done.stdout
+    assert "losses.png is left as it is: `python -m experiments.make e2e`" in done.stdout
     assert len(drawn) == 1
 
 

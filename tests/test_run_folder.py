@@ -12,14 +12,14 @@ import pytest
 import torch
 from conftest import ROOT, run_here, run_python
 
-import common
+from support import files as common
 import compare
 import describe
 import train
-from common import InputError, printable, write_aside, write_json, write_text
+from support.files import InputError, printable, write_aside, write_json, write_text
 from gpt2 import load_both, load_model, load_tokenizer
 from prefix import load_prefix
-from run_folder import check_new, claim, fingerprints
+from support.run_folder import check_new, claim, fingerprints
 
 PLACES = ("The Mill", "Blue Fox", "Old Oak", "Zizzi")
 QUICK = ("--num-beams", 1, "--max-new-tokens", 2, "--batch-size", 4, "--device", "cpu")
@@ -133,7 +133,7 @@ def test_of_two_processes_on_one_folder_one_runs_and_the_other_says_so(tmp_path,
 
 def test_a_folder_is_free_again_once_the_process_that_had_it_was_killed(tmp_path):
     code = "import sys, time; sys.path.insert(0, '.'); from pathlib import Path\n" \
-           "from run_folder import claim\n" \
+           "from support.run_folder import claim\n" \
            f"with claim(Path({str(tmp_path)!r})): print('mine', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     process.stdout.readline()
@@ -350,7 +350,8 @@ def test_ctrl_c_before_there_is_a_run_says_to_start_again_and_not_to_resume(tmp_
 FULL_DISK = """
 import resource, signal, sys
 import torch
-import common, gpt2, prefix, run_folder
+import gpt2, prefix
+from support import files as common, run_folder
 base, folder = sys.argv[1:]
 model = gpt2.load_model(base)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from common import InputError
-from sentences import slots
+from support.files import InputError
+from experiments import slots
 
 
 @pytest.mark.parametrize("slot, value, sentence, expected", [

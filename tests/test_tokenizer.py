@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from common import InputError, read_json, write_json
+from support.files import InputError, read_json, write_json
 from e2e_data import SPLITS, read_split
 from gpt2 import load_tokenizer
 

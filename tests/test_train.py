@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel
 
 import train
 from beam import beam_search
-from common import InputError
+from support.files import InputError
 from e2e_data import check_length, make_batch
 from gpt2 import GPT2Config, load_config, load_model, load_tokenizer
 from prefix import Prefix

@@ -16,10 +16,10 @@ import torch
 from conftest import assert_close, hugging_face_twin, random_config, random_model, run_python
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from common import InputError, read_json, write_json
+from support.files import InputError, read_json, write_json
 from gpt2 import (GPT2, SIZES, GPT2Config, generate, load_config, load_model, load_tokenizer,
                   save_model)
-from tf_checkpoint import read_tf_checkpoint
+from support.tf_checkpoint import read_tf_checkpoint
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 
@@ -569,7 +569,7 @@ def test_the_command_goes_on_writing_as_the_model_does(tmp_path, small_vocabular
 
 
 def test_the_command_lists_a_checkpoint(shared):
-    result = run_python("tf_checkpoint.py", shared / "tf-checkpoint" / "model.ckpt")
+    result = run_python("-m", "support.tf_checkpoint", shared / "tf-checkpoint" / "model.ckpt")
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == sorted(expected_tensors(shared))
@@ -580,7 +580,7 @@ def test_the_command_lists_a_checkpoint(shared):
 @pytest.mark.parametrize("arguments", [
     ("gpt2.py", "--model", "gpt3", "Once"),
     ("prefix.py", "--length", "0"),
-    ("tf_checkpoint.py", "nowhere/model.ckpt"),
+    ("-m", "support.tf_checkpoint", "nowhere/model.ckpt"),
 ])
 def test_a_users_mistake_is_one_line_on_stderr(arguments):
     result = run_python(*arguments)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository
 
-from common import InputError, read_json, run_command, write_aside, write_text  # noqa: E402
+from support.files import InputError, read_json, run_command, write_aside, write_text  # noqa: E402
 from e2e_data import tokenise_text, tokenise_value  # noqa: E402
 from gpt2 import (GPT2, GPT2Config, autocast, load_tokenizer, pick_device,  # noqa: E402
                   save_model)

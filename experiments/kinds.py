@@ -1,6 +1,6 @@
 """Where the loss is, by kind of token; and which values are left out, by what the base had met.
 
-    python sentences/kinds.py tiny runs/prefix-tiny-e2e runs/finetune-tiny-e2e --pretrain DIR
+    python -m experiments.kinds tiny runs/prefix-tiny-e2e runs/finetune-tiny-e2e --pretrain DIR
 
 reads E2E's validation set with each run's model; `tiny` is the base alone. A token of a reference
 is a part of a value that the table holds, the end, or wording; the wording is told apart by how
@@ -19,14 +19,13 @@ from statistics import mean
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
-from common import InputError, progress_bar, reading, run_command  # noqa: E402
-from compare import read_sentences  # noqa: E402
-from describe import load_run  # noqa: E402
-from e2e_data import (encode_example, find_data, group_by_table, make_batch,  # noqa: E402
+from support.files import InputError, progress_bar, reading, run_command
+from compare import read_sentences
+from describe import load_run
+from e2e_data import (encode_example, find_data, group_by_table, make_batch,
                       read_split, tokenise_text)
-from sentences.slots import judged, values_of  # noqa: E402
+from experiments.slots import judged, values_of
 
 MET = {0: "never met", 1: "met 1 to 99 times", 100: "met 100 to 9,999 times",
        10_000: "met 10,000 times or more"}

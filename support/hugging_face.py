@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from common import InputError, read_json, reading, write_aside, write_json
+from support.files import InputError, read_json, reading, write_aside, write_json
 
 
 def check_file(path):

@@ -1,7 +1,7 @@
 """The figures of README.md, TUTORIAL.md and RESULTS.md (figures/idea.svg is drawn by hand).
 
-    python figures/make.py                  all of them
-    python figures/make.py attention tree   these alone
+    python -m experiments.draw                  all of them
+    python -m experiments.draw attention tree   these alone
 
 forms, small, length and losses show results/*.json. attention and tree show the small base behind a
 prefix that is trained first, 400 steps, where it is not there yet; edits shows the five scores.
@@ -18,22 +18,21 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
-import compare  # noqa: E402
-import metrics  # noqa: E402
-from beam import WatchedSearch, banned_tokens, branches, search_batch  # noqa: E402
-from common import InputError, progress_bar, run_command  # noqa: E402
-from compare import PUBLISHED_CURVE, draw_points, new_figure, save_figure  # noqa: E402
-from e2e_data import (encode_example, encode_table, find_data, group_by_table,  # noqa: E402
+import compare
+import metrics
+from beam import WatchedSearch, banned_tokens, branches, search_batch
+from support.files import InputError, progress_bar, run_command
+from compare import PUBLISHED_CURVE, draw_points, new_figure, save_figure
+from e2e_data import (encode_example, encode_table, find_data, group_by_table,
                       make_batch, read_split)
-from gpt2 import load_both  # noqa: E402
-from prefix import load_past  # noqa: E402
-from results.make import (FEW_EXAMPLES, LENGTH_STEPS, LENGTHS, PARTS, RATES,  # noqa: E402
+from gpt2 import load_both
+from prefix import load_past
+from experiments.make import (FEW_EXAMPLES, LENGTH_STEPS, LENGTHS, PARTS, RATES,
                           RESULTS)
-from results.tables import (MODES, bleu, few, form_lines, form_runs, label_of,  # noqa: E402
+from experiments.tables import (MODES, bleu, few, form_lines, form_runs, label_of,
                             last_loss, read, with_settings)
-from run_folder import is_finished  # noqa: E402
+from support.run_folder import is_finished
 
 PREFIX_RUN = "runs/figures"  # made by:
 PREFIX_COMMAND = ["train.py", "--mode", "prefix", "--model", "tiny", "--data", "sample",
@@ -296,10 +295,10 @@ def main():
     if unknown := set(args.names) - set(DRAWN):
         raise InputError(f"{', '.join(sorted(unknown))}: the figures are {', '.join(DRAWN)}")
     for name in args.names or DRAWN:
-        path = ROOT / "figures" / f"{name}.png"
+        path = ROOT / "experiments/figures" / f"{name}.png"
         part = "e2e" if name == "losses" else name
         if part in PARTS and not (RESULTS / f"{part}.json").exists():
-            print(f"{path.relative_to(ROOT)} is left as it is: `python results/make.py {part}` "
+            print(f"{path.relative_to(ROOT)} is left as it is: `python -m experiments.make {part}` "
                   "makes what it shows")
             continue
         DRAWN[name](path)

@@ -1,7 +1,7 @@
 """Many tasks with one frozen model: what a batch costs in which each row has a prefix of its own.
 
-    python bench/many.py                      GPT-2 Medium's shape, random weights, 16 prefixes
-    python bench/many.py --model tiny         quick
+    python -m experiments.bench.many                      GPT-2 Medium's shape, random weights, 16 prefixes
+    python -m experiments.bench.many --model tiny         quick
 
 The same tables of as many tasks as there are prefixes are described in three ways: in one batch;
 one task after the other; and one adapter after the other with PEFT's set_adapter and `generate`.
@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
-from beam import beam_search  # noqa: E402
-from bench.twins import hugging_face_twin  # noqa: E402
-from common import InputError, run_command  # noqa: E402
-from e2e_data import encode_table, find_data, group_by_table, read_split  # noqa: E402
-from gpt2 import GPT2, SIZES, load_config, load_tokenizer, pick_device  # noqa: E402
-from prefix import Prefix, stack_pasts  # noqa: E402
+from beam import beam_search
+from experiments.bench.twins import hugging_face_twin
+from support.files import InputError, run_command
+from e2e_data import encode_table, find_data, group_by_table, read_split
+from gpt2 import GPT2, SIZES, load_config, load_tokenizer, pick_device
+from prefix import Prefix, stack_pasts
 
 NUM_BEAMS = 5
 

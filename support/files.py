@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-ROOT = Path(__file__).parent  # where models/ and data/ lie, wherever the command was started
+ROOT = Path(__file__).parents[1]  # where models/ and data/ lie, wherever a command was started
 ASIDE = ".new-"  # folders that begin so hold what is being written
 
 

@@ -1,7 +1,7 @@
 """What an evaluation costs: the time of a call with one file of outputs and with two, and its
 memory.
 
-    python bench/metrics.py REFERENCES OUTPUTS OTHER_OUTPUTS [--official measure_scores.py]
+    python -m experiments.bench.metrics REFERENCES OUTPUTS OTHER_OUTPUTS [--official measure_scores.py]
 
 The first call may have METEOR's paraphrases to look up for new references; the others find them in
 its cache. Not for Windows, which does not tell the memory.
@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
-from common import InputError, run_command  # noqa: E402
+from support.files import InputError, run_command
 
 
 def seconds(*command, cwd=ROOT):

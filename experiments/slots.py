@@ -1,6 +1,6 @@
 """How often E2E sentences leave out a value of their table, or say another one.
 
-    python sentences/slots.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e
+    python -m experiments.slots runs/prefix-tiny-e2e runs/finetune-tiny-e2e
 
 counts for each run's outputs, and for the references themselves, the slots that a sentence does not
 mention, those that it contradicts, and the sentences that name the place nearby more than once. A
@@ -15,11 +15,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
-from common import InputError, run_command  # noqa: E402
-from compare import read_sentences, runs_in  # noqa: E402
-from e2e_data import find_data, group_by_table, read_split  # noqa: E402
+from support.files import InputError, run_command
+from compare import read_sentences, runs_in
+from e2e_data import find_data, group_by_table, read_split
 
 
 def near(topic, value):

@@ -1,10 +1,10 @@
 """Does a model stop because it has said everything? How it would end the references of E2E.
 
-    python sentences/endings.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e
+    python -m experiments.endings runs/prefix-tiny-e2e runs/finetune-tiny-e2e
 
 reads the validation set's references with each run's model, and prints the mean probability of
 <|endoftext|> behind every " ." in them, by the number of values that the text has not said by then
-(as `sentences/slots.py` judges), beside how often the references themselves end there.
+(as `experiments/slots.py` judges), beside how often the references themselves end there.
 """
 
 import argparse
@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
-from common import progress_bar, run_command  # noqa: E402
-from describe import load_run  # noqa: E402
-from e2e_data import encode_example, find_data, read_split  # noqa: E402
-from sentences.slots import count  # noqa: E402
+from support.files import progress_bar, run_command
+from describe import load_run
+from e2e_data import encode_example, find_data, read_split
+from experiments.slots import count
 
 MOST = 4  # values unsaid, and more, are one column
 

@@ -1,6 +1,6 @@
 """The tables of README.md and RESULTS.md, from results/*.json.
 
-    python results/tables.py        writes them into both, each between its two comments
+    python -m experiments.tables        writes them into both, each between its two comments
 """
 
 import argparse
@@ -10,11 +10,10 @@ from pathlib import Path
 from statistics import mean
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
-import metrics  # noqa: E402
-from common import read_json, run_command, write_text  # noqa: E402
-from results.make import DECODERS, FEW_EXAMPLES, LENGTHS, RATES, RESULTS  # noqa: E402
+import metrics
+from support.files import read_json, run_command, write_text
+from experiments.make import DECODERS, FEW_EXAMPLES, LENGTHS, RATES, RESULTS
 
 DOCUMENTS = "README.md", "RESULTS.md"
 MODES = {"prefix": "prefix-tuning", "finetune": "fine-tuning"}

@@ -3,7 +3,7 @@
 Both get the same weights and batches: GPT-2 Medium's shape with random weights (no download), real
 E2E batches of 10, float32, on whatever this machine has.
 
-    python bench/training.py --data e2e --tokenizer gpt2-medium
+    python -m experiments.bench.training --data e2e --tokenizer gpt2-medium
 """
 
 import argparse
@@ -17,15 +17,14 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
-from bench.twins import hugging_face_twin, peft_twin  # noqa: E402
-from common import InputError, run_command  # noqa: E402
-from e2e_data import (encode_example, find_data, make_batch, read_split,  # noqa: E402
+from experiments.bench.twins import hugging_face_twin, peft_twin
+from support.files import InputError, run_command
+from e2e_data import (encode_example, find_data, make_batch, read_split,
                       shuffled_batches)
-from gpt2 import GPT2, SIZES, load_tokenizer, pick_device  # noqa: E402
-from prefix import Prefix, count_parameters  # noqa: E402
-from train import make_optimizer, peak_memory, reset_peak_memory, train_step  # noqa: E402
+from gpt2 import GPT2, SIZES, load_tokenizer, pick_device
+from prefix import Prefix, count_parameters
+from train import make_optimizer, peak_memory, reset_peak_memory, train_step
 
 BATCH_SIZE, PREFIX_LENGTH, LEARNING_RATE = 10, 5, 5e-5
 
@@ -123,7 +122,7 @@ def wait(device):
 
 
 def add_arguments(parser):
-    """What to measure with, for this benchmark and for bench/decoding.py."""
+    """What to measure with, for this benchmark and for experiments/bench/decoding.py."""
     parser.add_argument("--model", default="gpt2-medium", choices=SIZES,
                         help="the shape (default: gpt2-medium)")
     parser.add_argument("--data", default="sample", metavar="e2e|sample|DIR",

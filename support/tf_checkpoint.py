@@ -17,7 +17,7 @@ from pathlib import Path
 import crc32c
 import torch
 
-from common import InputError, run_command
+from support.files import InputError, run_command
 
 MAGIC = bytes.fromhex("57fb808b247547db")  # the last eight bytes of every table
 

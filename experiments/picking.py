@@ -1,6 +1,6 @@
 """How often the model picks the right prefix itself, where the tables of several tasks come mixed.
 
-    python sentences/picking.py --runs runs/a runs/b --data sample e2e
+    python -m experiments.picking --runs runs/a runs/b --data sample e2e
 
 The first run was trained for the first data set, the second for the second, and so on. Each test
 table is described behind every prefix, in one batch, and the one that is picked is the one behind
@@ -13,11 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
-from common import InputError, run_command  # noqa: E402
-from describe import DECODER, describe_with_each, load_runs  # noqa: E402
-from e2e_data import find_data, group_by_table, read_split  # noqa: E402
+from support.files import InputError, run_command
+from describe import DECODER, describe_with_each, load_runs
+from e2e_data import find_data, group_by_table, read_split
 
 
 def main():

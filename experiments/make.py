@@ -1,7 +1,7 @@
 """The whole experiment: the runs behind README.md and RESULTS.md, as results/*.json tell them.
 
-    python results/make.py                  all of it; --list says what, and what is done already
-    python results/make.py forms small      these parts alone
+    python -m experiments.make                  all of it; --list says what, and what is done already
+    python -m experiments.make forms small      these parts alone
 
 Each run is one command of train.py or describe.py, in a folder of its own under runs/results/. One
 that is finished is left as it is, and one that was stopped goes on: stop and start as you like. As
@@ -23,19 +23,18 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
-import metrics  # noqa: E402
-from common import (InputError, progress_bar, reading, run_command, write_json,  # noqa: E402
+import metrics
+from support.files import (InputError, progress_bar, reading, run_command, write_json,
                     write_text)
-from compare import PARAMETERS, read_log, read_run, read_sentences  # noqa: E402
-from e2e_data import SPLITS, find_data, group_by_table, read_split  # noqa: E402
-from gpt2 import END  # noqa: E402
-from run_folder import is_finished, read_settings  # noqa: E402
-from sentences.slots import count, near_twice, share  # noqa: E402
+from compare import PARAMETERS, read_log, read_run, read_sentences
+from e2e_data import SPLITS, find_data, group_by_table, read_split
+from gpt2 import END
+from support.run_folder import is_finished, read_settings
+from experiments.slots import count, near_twice, share
 
 RUNS = Path("runs/results")  # in the repository's root
-RESULTS = ROOT / "results"
+RESULTS = ROOT / "experiments/results"
 SEEDS = 0, 1, 2
 E2E_SEEDS = 0, 1  # five epochs take up to two hours
 E2E_EXAMPLE = shlex.quote(  # made up, in the form of the training set
@@ -237,7 +236,7 @@ def minutes(log):
 
 
 def faults(pairs):
-    """How many values (table, sentence) leave out or contradict, by `sentences/slots.py`, in %."""
+    """How many values (table, sentence) leave out or contradict, by `experiments/slots.py`, in %."""
     counts = count(pairs)
     return {"left out": round(share(counts, None, "missing"), 1),
             "contradicted": round(share(counts, None, "contradicted"), 1),

@@ -16,8 +16,8 @@ import crc32c
 import torch
 from filelock import FileLock, Timeout
 
-from common import ASIDE, InputError, read_json, write_aside, write_text
-from processes import RANK
+from support.files import ASIDE, InputError, read_json, write_aside, write_text
+from support.processes import RANK
 
 LOCK = ".lock"
 

@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
 
-from common import InputError, move_into_place, progress_bar, sha256
+from support.files import InputError, move_into_place, progress_bar, sha256
 
 STALLED = 20  # seconds without a byte
 PAUSE, LONGEST_PAUSE = 1, 60  # seconds before another try: 1, 4, 16, or what the server asks for

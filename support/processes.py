@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import distributed
 
-from common import InputError
+from support.files import InputError
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
 

@@ -1,6 +1,6 @@
 """Scores the E2E challenge's systems as our runs are: TGen, the baseline, is the one to beat.
 
-    python sentences/challenge.py --data e2e tgen.tsv
+    python -m experiments.challenge --data e2e tgen.tsv
 
 The challenge published its systems' outputs as tables of two columns, MR and output, in raw text.
 Here they are put into the style of the src1 files, since scores on raw and on tokenised references
@@ -14,11 +14,10 @@ import io
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
-import metrics  # noqa: E402
-from common import InputError, run_command  # noqa: E402
-from e2e_data import (decode, find_data, group_by_table, linearize, read_split,  # noqa: E402
+import metrics
+from support.files import InputError, run_command
+from e2e_data import (decode, find_data, group_by_table, linearize, read_split,
                       tokenise_text)
 
 

@@ -1,6 +1,6 @@
 """Decoding test tables with 5 beams: ours, and transformers' `generate`, on the same weights.
 
-    python bench/decoding.py --data e2e --tokenizer gpt2-medium
+    python -m experiments.bench.decoding --data e2e --tokenizer gpt2-medium
 
 The weights are random, in GPT-2 Medium's shape. <|endoftext|> is banned on both sides, so that both
 write the same number of tokens. `generate` gets batches of several sizes (padded on the left, as it
@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the repository
 
-from beam import beam_search  # noqa: E402
-from bench.training import add_arguments, peak_flops, wait  # noqa: E402
-from bench.twins import hugging_face_twin  # noqa: E402
-from common import InputError, run_command  # noqa: E402
-from e2e_data import encode_table, find_data, group_by_table, read_split  # noqa: E402
-from gpt2 import GPT2, SIZES, load_tokenizer, pick_device  # noqa: E402
+from beam import beam_search
+from experiments.bench.training import add_arguments, peak_flops, wait
+from experiments.bench.twins import hugging_face_twin
+from support.files import InputError, run_command
+from e2e_data import encode_table, find_data, group_by_table, read_split
+from gpt2 import GPT2, SIZES, load_tokenizer, pick_device
 
 NUM_BEAMS = 5
 
@@ -63,7 +62,7 @@ def timed(device, search, *arguments):
 def linear_flops(model, prompts, max_new_tokens):
     """The floating-point operations of the linear layers alone, the output layer included.
 
-    They are 2 for each weight and token (see bench/training.py).
+    They are 2 for each weight and token (see experiments/bench/training.py).
     """
     config = model.config
     weights = 12 * config.n_embd**2 * config.n_layer

@@ -1,0 +1,1 @@
+"""What the numbers of README, RESULTS and TUTORIAL come from: one command each."""
