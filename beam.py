@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from support.files import InputError, progress_bar, run_command
 from e2e_data import encode_table
-from gpt2 import NAMES, Growing, load_both, pad, pick_device, tokens_without_text
+from gpt2 import load_both, past_length
 from prefix import load_past
+from support.bases import NAMES
+from support.devices import pick_device
+from support.drawing import draw_tree
+from support.files import InputError, progress_bar, run_command
+from support.speed import Growing, pad, rows_that_stay, wanted_logits
 
 
 @dataclass
@@ -33,8 +37,9 @@ class Search:
     scores: list = field(default_factory=lambda: [0.0])  # their sums of log-probabilities
     finished: list = field(default_factory=list)  # the num_beams best hypotheses that have ended
 
-    def grow(self, candidates, length, is_last, eos_token, num_beams, length_penalty):
-        """Makes the next beams, of `length` tokens, from candidates (score, beam, token).
+    def advance(self, candidates, length, is_last, eos_token, num_beams, length_penalty):
+        """Makes the next beams, of `length` tokens, from candidates (score, beam, token); those
+        that end go to the finished.
 
         There are 2 * num_beams of them, best first. Only the num_beams best may end; the others are
         there so that num_beams can go on even if all of those end. Returns out of which old beam
@@ -86,7 +91,8 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length_penalty, banned)
     if batch_size < 1:
         raise InputError("the number of prompts at once must be at least 1")
-    results = [None] * len(prompts)
+    results, device = [None] * len(prompts), model.wte.weight.device
+    banned = torch.tensor(list(banned), dtype=torch.long, device=device)
     # Prompts of similar lengths go together, so that there is little padding in a batch.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     options = {"desc": "decoding", "unit": " tables", "disable": not progress}
@@ -97,14 +103,14 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
             its_past = past if n_pasts == 1 else [(key[batch], value[batch]) for key, value in past]
             search_batch(model, [prompts[i] for i in batch], its_past,
                          [past_lengths[i] for i in batch], searches, num_beams, max_new_tokens,
-                         length_penalty, list(banned), bar)
+                         length_penalty, banned, bar)
             for search in searches:
                 results[search.number] = search.finished
     return results
 
 
 def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length_penalty, banned):
-    """Raises InputError where such a search, each prompt behind its past, is impossible."""
+    """Raises InputError where such a search, each prompt after its past, is impossible."""
     if num_beams < 1 or max_new_tokens < 1:
         raise InputError("the numbers of beams and of new tokens must be at least 1")
     # A score must stay a number: a length to this power, times a sum of log-probabilities.
@@ -129,21 +135,24 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
     """Runs `searches` to their ends, one for each of `prompts`.
 
     The beams of a search are so many queries against the keys and values of one row: those of the
-    prefix and of its prompt, computed once and shared, and behind them those of all that its beams
+    prefix and of its prompt, computed once and shared, and after them those of all that its beams
     ever wrote. The mask alone says which of them are a beam's own. So where one beam is continued
     twice and another is dropped, only the mask changes, and no key or value is ever copied.
     """
     device = model.wte.weight.device
-    P = 0 if past is None else past[0][0].shape[2]
+    P = past_length(past)
     past_lengths = torch.tensor(past_lengths, device=device)[:, None]  # [B, 1]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]  # [B, 1]
     tokens, places = pad(prompts, device)  # [B, T], [N]
-    # A past is padded in front, a prompt behind: what is real stands side by side.
-    at = torch.arange(-P, tokens.shape[1], device=device)  # [P + T]; prompts begin at 0
+    # A past is padded in front, a prompt at its end: what is real stands side by side.
+    T = tokens.shape[1]
+    at = torch.arange(-P, T, device=device)  # [P + T]; prompts begin at 0
     mask = ((at >= -past_lengths) & (at < lengths))[:, None]  # [B, beams, P + T]
     positions = (past_lengths + at[P:]).clamp(max=model.config.n_ctx - 1)  # [B, T]; cuts padding's
-    last = lengths[:, 0].cumsum(0) - 1  # [B]: of the N tokens the last of each prompt
-    logits, past = model(tokens, past, positions, mask, places, last, return_past=True)
+    last = lengths[:, 0] - 1 + T * torch.arange(len(prompts), device=device)  # [B], in B * T
+    # The same as `model(tokens, past, positions, mask, return_past=True)`, of the last tokens.
+    logits, past = wanted_logits(model, tokens, places, last, past, positions, mask,
+                                 return_past=True)
     logits = logits[:, None]  # [B, n_vocab] -> [B, beams, n_vocab]; 1 beam, k from now on
     past = [(Growing(key), Growing(value)) for key, value in past]
     positions = past_lengths + lengths  # [B, 1], of what is written next
@@ -163,9 +172,9 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
         is_last = length == max_new_tokens
         for row, search in enumerate(searches):
             best = zip(top_scores[row], beams[row], chosen[row])
-            grown_from.append(search.grow(best, length, is_last, model.config.eos_token, num_beams,
-                                          length_penalty))
-        rows = rows_that_stay(grown_from)
+            grown_from.append(search.advance(best, length, is_last, model.config.eos_token,
+                                             num_beams, length_penalty))
+        rows = rows_that_stay([not grown for grown in grown_from])
         bar.update(len(searches) - len(rows))
         if not rows:
             break
@@ -184,26 +193,12 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
         positions = positions + 1
 
 
-def rows_that_stay(grown_from):
-    """The rows of the searches that go on, in an order in which few move.
-
-    The last ones take the places of those that ended.
-
-    >>> rows_that_stay([[0, 1], [], [1, 0], [0, 0]])
-    [0, 3, 2]
-    """
-    going_on = [row for row, grown in enumerate(grown_from) if grown]
-    stay = set(range(len(going_on))) & set(going_on)
-    movers = [row for row in going_on if row not in stay]
-    return [row if row in stay else movers.pop() for row in range(len(going_on))]
-
-
 def banned_tokens(model, tokenizer):
     """What is never written: line breaks that are single tokens, as with Li & Liang (198 and 628 in
     GPT-2), and ids without a text."""
-    encoded = [tokenizer.encode_ordinary(text) for text in ("\n", "\n\n")]
+    encoded = [tokenizer.encode_text(text) for text in ("\n", "\n\n")]
     line_breaks = [tokens[0] for tokens in encoded if len(tokens) == 1]
-    return line_breaks + tokens_without_text(model, tokenizer)
+    return line_breaks + tokenizer.ids_without_text(model.config.n_vocab)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -214,61 +209,10 @@ def banned_tokens(model, tokenizer):
 class WatchedSearch(Search):
     """A search that remembers every beam it ever had, with its sum of log-probabilities."""
 
-    def grow(self, *args):
-        grown_from = super().grow(*args)
+    def advance(self, *args):
+        grown_from = super().advance(*args)
         self.seen = getattr(self, "seen", {}) | dict(zip(map(tuple, self.beams), self.scores))
         return grown_from
-
-
-def branches(search):
-    """The tree of all beams of a WatchedSearch, as {fork: where the runs of tokens from it end}.
-
-    Beams are tuples of tokens; the first fork is (). The run with the likeliest next token comes
-    first. One that leads nowhere, with no runs of its own, ended or was pushed out by better beams.
-    """
-    finished = {tuple(hypothesis.tokens) for hypothesis in search.finished}
-    children = {(): []}
-    for beam in sorted(search.seen):  # a beam stands before those that grew out of it
-        children[beam] = []
-        children[beam[:-1]].append(beam)
-
-    def end_of_run(beam):
-        while len(children[beam]) == 1 and beam not in finished:
-            (beam,) = children[beam]
-        return beam
-
-    forks, new = {}, [()]
-    while new:
-        fork = new.pop()
-        likeliest_first = sorted(children[fork], key=lambda child: -search.seen[child])
-        forks[fork] = [end_of_run(child) for child in likeliest_first]
-        new += forks[fork]
-    return forks
-
-
-def draw_tree(search, tokenizer):
-    """The lines of a tree of all beams of a WatchedSearch; the finished ones show their scores.
-
-    A line is a run of tokens from one fork to the next, and the sum of log-probabilities at its
-    end.
-    """
-    finished = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in search.finished}
-    best, forks, lines = max(finished, key=finished.get), branches(search), []
-
-    def ending(beam):
-        score = f"   ends, score {finished[beam]:.3f}" if beam in finished else ""
-        return score + "   <- the best" * (beam == best)
-
-    def draw(fork, indent):
-        for end in forks[fork]:
-            text = tokenizer.decode(list(end[len(fork) :]))
-            lines.append(f"{search.seen[end]:8.2f}  {indent}{text}{ending(end)}")
-            draw(end, indent + "    ")
-
-    if () in finished:  # <|endoftext|> came first
-        lines.append(f"{'':8}  (nothing){ending(())}")
-    draw((), "")
-    return lines
 
 
 def main():
@@ -293,7 +237,7 @@ def main():
     if args.prefix:
         past, _ = load_past(args.prefix, model)
     prompt, banned = encode_table(tokenizer, args.table), banned_tokens(model, tokenizer)
-    P = 0 if past is None else past[0][0].shape[2]
+    P = past_length(past)
     check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,
                  banned)
     search = WatchedSearch(0)

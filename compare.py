@@ -7,7 +7,6 @@ Where a folder holds several runs, all of them; of several lengths also curve.pn
 """
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -17,12 +16,10 @@ from pathlib import Path
 from statistics import fmean
 
 import metrics
-from support.files import InputError, read_json, reading, run_command, sha256, write_aside
-from e2e_data import data_file, find_data, group_by_table, read_split
-from support.run_folder import read_settings
+from support.drawing import draw_curve, draw_losses
+from support.files import InputError, blaming, read_json, run_command
+from support.run_folder import check_sum, read_settings
 
-# BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
-PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}
 PARAMETERS = {"trained": "parameters trained", "kept": "kept"}  # in scores.json, in the table
 COSTS = {  # the same of costs, and how they are shown
     "seconds_per_step": ("seconds a step", "{:.3f}"),
@@ -61,11 +58,13 @@ def read_run(folder):
     folder = Path(folder)
     if not (folder / "scores.json").exists():
         raise InputError(f"{folder} holds no scores (scores.json is missing): its run had no test "
-                         "set, or has not ended; train.py --resume goes on with it")
+                         "set, or has not ended; train.py --resume goes on with it, and "
+                         "describe.py --data --out scores it as it is")
     scores, settings, log = read_json(folder / "scores.json"), None, []
     if (folder / "run.json").exists():
+        check_sum(folder, "log.jsonl", scores)
         settings, log = read_settings(folder), read_log(folder / "log.jsonl")
-    with reading(folder / "scores.json", "is damaged; describe.py --data makes it anew"):
+    with blaming(folder / "scores.json", "is damaged; describe.py --data makes it anew"):
         costs = scores.get("costs") or {}
         numbers = [scores[name] for name in metrics.METRICS]
         numbers += [costs.get(name) for name in (*PARAMETERS, *COSTS)]
@@ -86,7 +85,7 @@ def read_run(folder):
 def read_log(path):
     """The entries of a log.jsonl. Raises InputError naming the line that is none."""
     entries = []
-    with reading(path, "is damaged; leave this run out"):
+    with blaming(path, "is damaged; leave this run out"):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             entries.append(json.loads(line))
             if not all(is_number(value) or (name, value) == ("peak_memory", None)
@@ -185,116 +184,50 @@ def format_costs(groups):
             cells.append("-" if costs[name] is None else form.format(costs[name] / unit))
         rows.append((label, cells))
     if len(means) == 2:
-        ratios = ["-" if None in (means[0][name], means[1][name])
-                  else f"{means[1][name] / means[0][name]:.2f}" for name in COSTS]
+        ratios = [f"{means[1][name] / means[0][name]:.2f}" if means[0][name] and means[1][name]
+                  else "-" for name in COSTS]
         rows.append(("second / first", ratios))
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}" + "".join(f"{cell:>20}" for cell in cells)
                      for label, cells in rows)
 
 
-def read_sentences(folder, n_tables, data):
-    """The sentences of a run, one for each of the tables. Raises InputError."""
-    path = Path(folder) / "outputs.txt"
-    if not path.exists():
-        raise InputError(f"{path} is missing: {folder} holds no finished run")
-    with reading(path, "is damaged; describe.py --data makes it anew"):
-        outputs = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if len(outputs) != n_tables:
-        raise InputError(f"{path} has {len(outputs)} lines for the {n_tables} tables of {data}")
-    scored = Path(folder) / "scores.json"
-    if scored.exists():
-        test_file = data_file(find_data(data), "test")
-        with reading(scored, "is damaged; describe.py --data makes it anew"):
-            of_run = read_json(scored).get("signature", {}).get("test_sha256")
-        if of_run not in (None, sha256(test_file)):
-            raise InputError(f"{path} describes other tables than {test_file} holds now")
-    return outputs
+def read_sentences(folder):
+    """{table: sentence} of a run. Raises InputError where its files are not what it wrote."""
+    folder = Path(folder)
+    if not (folder / "scores.json").exists():
+        raise InputError(f"{folder / 'scores.json'} is missing: {folder} holds no finished run")
+    lines = []
+    for name in ("tables.txt", "outputs.txt"):
+        check_sum(folder, name, read_json(folder / "scores.json"))
+        with blaming(folder / name, "is damaged; describe.py --data makes it anew"):
+            lines.append((folder / name).read_text("utf-8").removesuffix("\n").split("\n"))
+    tables, outputs = lines
+    if len(outputs) != len(tables):
+        raise InputError(f"{folder / 'outputs.txt'} has {len(outputs)} lines for the {len(tables)} "
+                         "tables of tables.txt; describe.py --data makes both anew")
+    return dict(zip(tables, outputs))
 
 
-def format_sentences(folders, data, n):
-    """What each run and a person say of `n` test tables of `data`, spread over them."""
-    groups = group_by_table(read_split(find_data(data), "test"))
-    said = {str(folder): read_sentences(folder, len(groups), data) for folder in folders}
-    said["a person"] = [references[0] for references in groups.values()]
-    width, blocks = max(map(len, ["table", *said])), []
-    tables, n = list(groups), min(n, len(groups))
-    for i in (number * len(tables) // n for number in range(n)):
-        lines = {"table": tables[i]} | {name: says[i] for name, says in said.items()}
+def read_people(folder):
+    """For each table of a run's tables.txt what people said of it, a list."""
+    check_sum(folder, "references.txt", read_json(Path(folder) / "scores.json"))
+    return metrics.read_references(Path(folder) / "references.txt")
+
+
+def format_sentences(folders, n):
+    """What each run and a person say of `n` of the test tables, spread over them."""
+    said = {str(folder): read_sentences(folder) for folder in folders}
+    tables = list(said[str(folders[0])])
+    for name, sentences in said.items():
+        if list(sentences) != tables:
+            raise InputError(f"{name} describes other tables than {folders[0]}; leave one out")
+    said["a person"] = {table: group[0] for table, group in zip(tables, read_people(folders[0]))}
+    width, blocks, n = max(map(len, ["table", *said])), [], min(n, len(tables))
+    for table in (tables[number * len(tables) // n] for number in range(n)):
+        lines = {"table": table} | {name: says[table] for name, says in said.items()}
         blocks.append("\n".join(f"{name:<{width}}  {text}" for name, text in lines.items()))
     return "\n\n".join(blocks)
-
-
-# --------------------------------------------------------------------------------------------------
-# Figures
-# --------------------------------------------------------------------------------------------------
-
-
-def draw_losses(logs, path):
-    """Training and validation loss against steps.
-
-    logs       {label: for each run of this label the entries of its log}
-    """
-    figure, axes = new_figure()
-    for number, (label, of_runs) in enumerate(logs.items()):
-        color = f"C{number}"
-        for log in of_runs:
-            points = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-            (line,) = axes.plot(*zip(*points), color=color, alpha=0.35, linewidth=1)
-            points = [(entry["step"], entry["validation_loss"]) for entry in log
-                      if "validation_loss" in entry]
-            if points:
-                (line,) = axes.plot(*zip(*points), "o-", color=color)
-        line.set_label(label)
-    axes.set(xlabel="step", ylabel="loss a token (nats)")
-    axes.legend(title="validation (dots) and training")
-    save_figure(figure, path)
-
-
-def draw_curve(groups, path):
-    """BLEU against prefix length (Figure 2): each group's mean, a bar from lowest to highest."""
-    lines = {}  # what the runs of a line have in common -> {length: their scores}
-    for label, runs in groups.items():
-        _, _, name = label.partition(", ")  # behind the length
-        scores = [100 * run.scores["BLEU"] for run in runs]
-        lines.setdefault(name, {})[runs[0].settings["prefix_length"]] = scores
-    figure, axes = new_figure()
-    for name, points in lines.items():
-        draw_points(axes, points, label=name)
-    axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
-              label="GPT-2 Medium on E2E, a re-implementation's outputs")
-    axes.set(xlabel="prefix length", ylabel="BLEU", title="BLEU against prefix length")
-    axes.legend()
-    save_figure(figure, path)
-
-
-def draw_points(axes, points, **style):
-    """A line through the means of {x: values}, with a bar from the lowest to the highest."""
-    means = [sum(values) / len(values) for values in points.values()]
-    below = [mean - min(values) for mean, values in zip(means, points.values())]
-    above = [max(values) - mean for mean, values in zip(means, points.values())]
-    axes.errorbar(list(points), means, [below, above],
-                  **{"marker": "o", "linestyle": "-", "capsize": 3} | style)
-
-
-def new_figure(width=7, height=4):
-    from matplotlib.figure import Figure  # and no pyplot: needs no screen, leaves nothing open
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def check_drawing():
-    """Draws an empty figure to nowhere, so that matplotlib's troubles show before any work."""
-    figure, _ = new_figure()
-    figure.savefig(io.BytesIO())
-
-
-def save_figure(figure, path):
-    with write_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=150)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -305,8 +238,10 @@ def compare_runs(folders, out, n_tables=0):
     runs = [read_run(folder) for folder in folders]
     groups = group_runs(runs)
     if n_tables:
-        print("\n" + format_sentences(folders, runs[0].settings["data"], n_tables))
+        print("\n" + format_sentences(folders, n_tables))
     print("\n" + format_scores(groups))
+    if len({run.settings.get("test_sha256") for run in runs}) > 1:
+        print("Not comparable: these runs have described different test sets.")
     print("\n" + format_costs(groups))
     drawn = []
     logs = {label: [run.log for run in runs] for label, runs in groups.items() if runs[0].log}

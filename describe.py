@@ -1,8 +1,8 @@
-"""A finished run: what describes tables, and how well it does on a test set.
+"""A run: what describes tables, and how well it does on a test set.
 
     python describe.py RUN "name : Blue Spice | Type : pub"     a sentence for each table given
     python describe.py RUN < tables.txt                         a table a line
-    python describe.py RUN TABLE --with RUN RUN [--pick]        with several prefixes, in one batch
+    python describe.py RUN TABLE --with RUN RUN                 with several prefixes, in one batch
     python describe.py RUN TABLE --temperature 1 [--seed N]     drawn, not searched
     python describe.py RUN --data e2e                           decodes and scores the test set anew
 
@@ -16,7 +16,7 @@ import argparse
 import math
 import platform
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,15 +26,20 @@ import torch
 
 import metrics
 from beam import banned_tokens, beam_search, check_search
+from e2e_data import (check_lengths, encode_example, encode_table, group_by_table, make_batch,
+                      read_examples, read_table)
+from gpt2 import GPT2, generate, load_both, past_length
+from prefix import load_past, stack_pasts
+from support.bases import NAMES, model_folder, read_adapter_config
+from support.devices import autocast, pick_device
 from support.files import InputError, run_command, seed_number, sha256, write_json, write_text
-from e2e_data import (SRC1_NAMES, check_length, data_file, decode, encode_example, encode_table,
-                      find_data, group_by_table, is_known, make_batch, read_examples)
-from gpt2 import GPT2, NAMES, autocast, generate, load_both, model_folder, pick_device
-from prefix import load_past, read_adapter, stack_pasts
-from support.processes import RANK, WORLD, collect
-from support.run_folder import check_new, claim, fingerprints, read_settings
+from support.processes import collect, launched, rank, world_size
+from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data, is_known,
+                             parse_table, split_path)
+from support.run_folder import (check_new, claim, fingerprints, is_finished, read_settings,
+                                sums_of)
+from support.settings import DECODER, add_arguments, add_device_arguments
 
-DECODER = {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # as Li & Liang decode E2E
 PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation
     "paper, prefix-tuning": "69.7 8.81 46.1 71.4 2.49",
     "paper, fine-tuning": "68.2 8.62 46.2 71.0 2.47",
@@ -57,9 +62,53 @@ def load_run(source, device="auto", base=None):
     """The run that train.py wrote to the folder `source`, or a bare model by its name or folder.
 
     A folder with a PEFT prefix alone is a run as well. `base` is the model to put a prefix before,
-    where that is not the one it names. Raises InputError where the folder holds neither, its
-    training has not ended, or the base is not the one that the prefix was trained on.
+    where that is not the one it names. Raises InputError where the folder holds neither, no weights
+    yet, or the base is not the one that the prefix was trained on.
     """
+    run, _ = load_runs([source], device, base)
+    return run
+
+
+def load_runs(sources, device="auto", base=None):
+    """Prefixes over one base: (one of the runs, {source: past} of all). A base is loaded once.
+
+    A single source may be any run. Raises InputError.
+    """
+    device, bases, pasts, kinds = pick_device(device), {}, {}, set()
+    for source in sources:
+        settings = read_source(source)
+        if settings["mode"] != "prefix":
+            if base is not None:
+                raise InputError(f"{source} is a whole model, to which no other base can be given")
+            if len(sources) > 1:
+                raise InputError(f"leave out {source}: it is no prefix for the same base and dtype")
+            model, tokenizer = load_both(source, device)
+            return Run(settings, tokenizer, model, None), {source: None}
+        named = settings["model"] = str(base or settings["model"])
+        if named not in bases:
+            try:
+                model_folder(named)
+            except InputError as error:
+                raise InputError(f"{source} needs the base that it was trained on: {error}; give "
+                                 "it with --model") from None
+            model, tokenizer = load_both(named, device)
+            bases[named] = model, tokenizer, fingerprints(model, tokenizer)
+        model, tokenizer, now = bases[named]
+        pasts[source], made_from = load_past(source, model)
+        for name, value in now.items():
+            if base is None and made_from.get(name, value) != value:  # one that is given may differ
+                raise InputError(
+                    f"{source} was trained on another {name.removesuffix('_sha256')} than what "
+                    f"{named} holds now; bring that back, or use this one all the same with "
+                    f"--model {named}")
+        kinds.add((*now.values(), settings["dtype"]))
+        if len(kinds) > 1:
+            raise InputError(f"leave out {source}: it is no prefix for the same base and dtype")
+    return Run(settings, tokenizer, model, pasts[source]), pasts
+
+
+def read_source(source):
+    """The settings of what a folder or a name stands for. Raises InputError where it is no run."""
     folder = model_folder(source)
     settings = {"mode": "the base alone", "model": str(source), "seed": None, "dtype": "float32"}
     if (folder / "run.json").exists():
@@ -67,65 +116,35 @@ def load_run(source, device="auto", base=None):
         is_prefix = settings["mode"] == "prefix"
         weights = "adapter_model.safetensors" if is_prefix else "model.safetensors"
         if not (folder / weights).exists():
-            raise InputError(f"{folder} has no {weights}: its training has not ended; go on with "
-                             "train.py --resume")
-    elif (folder / "adapter_config.json").exists():
-        named = str(read_adapter(folder)["base_model_name_or_path"] or None)
+            raise InputError(f"{folder} has no {weights} yet: no epoch of its training has ended; "
+                             "go on with train.py --resume")
+        return settings
+    if (folder / "adapter_config.json").exists():
+        named = str(read_adapter_config(folder)[1] or None)
         hub_name = named.removeprefix("openai-community/")  # where Hugging Face has OpenAI's
-        settings |= {"mode": "prefix", "model": hub_name if hub_name in NAMES else named,
-                     "adapter": str(source)}
-    elif not any((folder / name).exists() for name in ("config.json", "hparams.json")):
+        return settings | {"mode": "prefix", "model": hub_name if hub_name in NAMES else named,
+                           "adapter": str(source)}
+    is_model = any((folder / name).exists() for name in ("config.json", "hparams.json"))
+    if source not in NAMES and not is_model:
+        inside = sorted(path.parent.name for path in folder.glob("*/run.json"))
+        if inside:
+            raise InputError(f"{folder} holds several runs: give one of them, such as "
+                             f"{folder / inside[0]} ({', '.join(inside[:9])})")
         raise InputError(f"{folder} holds neither a run nor a model: run.json, "
                          "adapter_config.json, config.json and hparams.json are all missing")
-    if settings["mode"] != "prefix":
-        if base is not None:
-            raise InputError(f"{source} is a whole model, to which no other base can be given")
-        model, tokenizer = load_both(source, pick_device(device))
-        return Run(settings, tokenizer, model, None)
-
-    named = base or settings["model"]
-    settings["model"] = str(named)
-    try:
-        model_folder(named)
-    except InputError as error:
-        raise InputError(f"{folder} needs the base that it was trained on: {error}; give it with "
-                         "--model") from None
-    model, tokenizer = load_both(named, pick_device(device))
-    past, made_from = load_past(folder, model)
-    now = fingerprints(model, tokenizer) if base is None else {}  # a base that is given may differ
-    for name, value in now.items():
-        if made_from.get(name, value) != value:
-            raise InputError(f"{folder} was trained on another {name.removesuffix('_sha256')} than "
-                             f"what {named} holds now; bring that back, or use this one all the "
-                             f"same with --model {named}")
-    return Run(settings, tokenizer, model, past)
-
-
-def load_runs(sources, device="auto", base=None):
-    """Prefixes over one base: (one of the runs, {source: past} of all). Raises InputError."""
-    pasts, made_of = {}, set()
-    for source in sources:
-        run = load_run(source, device, base)
-        if len(sources) == 1:
-            return run, {source: run.past}
-        base_of_run = fingerprints(run.model, run.tokenizer)
-        made_of.add((*base_of_run.values(), run.settings["dtype"]))
-        if run.past is None or len(made_of) > 1:
-            raise InputError(f"leave out {source}: it is no prefix for the same base and dtype")
-        pasts[source] = run.past
-    return run, pasts
+    return settings
 
 
 def describe_tables(run, tables, decoder=DECODER, batch_size=64, progress=False):
     """The best sentence for each table, in one line. `decoder`: settings as in DECODER."""
-    mine = tables[RANK::WORLD]  # of several processes each describes its share
+    mine = tables[rank() :: world_size()]  # of several processes each describes its share
     found = search_tables(run, mine, run.past, decoder, batch_size, progress=progress)
     return collect([sentence for sentence, _ in found])
 
 
 def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
-    """Yields {name: (sentence, score)} for each table, behind each of `pasts`, {name: past}, all in
-    one batch. The model is surest of what it writes where the score is highest."""
+    """Yields {name: (sentence, score)} for each table, after each of `pasts`, {name: past}, all in
+    one batch."""
     at_once = max(1, batch_size // len(pasts))
     for at in range(0, len(tables), at_once):
         some = tables[at : at + at_once]
@@ -136,7 +155,7 @@ def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
 
 
 def search_tables(run, tables, past, decoder, batch_size, past_lengths=None, progress=False):
-    """The best (sentence, score) for each table, behind pasts as in `beam_search`."""
+    """The best (sentence, score) for each table, after pasts as in `beam_search`."""
     prompts = [encode_table(run.tokenizer, table) for table in tables]
     with autocast(run.model.wte.weight.device, run.settings["dtype"]):
         found = beam_search(run.model, prompts, past, **decoder,
@@ -162,33 +181,34 @@ def log_probability(run, table, sentence):
     example = encode_example(run.tokenizer, table, sentence)
     batch = make_batch([example], run.model.wte.weight.device)
     with autocast(batch.tokens.device, run.settings["dtype"]):
-        logits = run.model(batch.tokens, run.past, wanted=batch.wanted)  # [M, n_vocab]
+        logits = run.model(batch.tokens, run.past)  # [1, T, n_vocab]
+    logits = logits.flatten(0, 1)[batch.wanted]  # -> [M, n_vocab]
     return logits.float().log_softmax(-1).gather(1, batch.targets[:, None]).sum().item()
 
 
 def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
-    """Describes each distinct table of a test set once, scores and prints.
+    """Describes each distinct table of a test set once, scores, prints; returns the scores.
 
-    Where `out` is a folder, outputs.txt, references.txt and scores.json are written there; scored
-    is what was written.
+    Where `out` is a folder, tables.txt, outputs.txt, references.txt and scores.json are written
+    there; scored is what was written.
     """
-    test_file = data_file(find_data(data), "test")
+    test_file = split_path(find_data(data), "test")
     examples = read_examples(test_file.parent, "test")
-    P = 0 if run.past is None else run.past[0][0].shape[2]
-    for where, (table, _) in examples:
-        check_length(where, P, encode_table(run.tokenizer, table), decoder["max_new_tokens"],
-                     run.model.config.n_ctx, run.settings["model"])
+    check_lengths([(where, encode_table(run.tokenizer, table), decoder["max_new_tokens"])
+                   for where, (table, _) in examples], past_length(run.past),
+                  run.model.config.n_ctx, run.settings["model"])
     groups = group_by_table(example for _, example in examples)
     tables, references = list(groups), list(groups.values())
     outputs = describe_tables(run, tables, decoder, batch_size, progress=True)
-    if RANK > 0:  # one process scores and writes
-        return
+    if rank() > 0:  # one process scores and writes
+        return None
     if out is not None:
-        reference_file, output_file = Path(out) / "references.txt", Path(out) / "outputs.txt"
+        out = Path(out)
         blocks = ["".join(f"{reference}\n" for reference in group) for group in references]
-        write_text(reference_file, "\n".join(blocks))
-        write_text(output_file, "".join(f"{output}\n" for output in outputs))
-        (corpus,) = metrics.read_corpora(reference_file, [output_file])
+        write_text(out / "references.txt", "\n".join(blocks))
+        for name, lines in (("tables.txt", tables), ("outputs.txt", outputs)):
+            write_text(out / name, "".join(f"{line}\n" for line in lines))
+        (corpus,) = metrics.read_corpora(out / "references.txt", [out / "outputs.txt"])
         references, outputs = corpus.references, corpus.outputs
     scores = metrics.evaluate(references, outputs)
     if out is not None:
@@ -197,9 +217,9 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
         signature = {
             "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
             "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
-            "settings": run.settings, "versions": versions,
+            "settings": run.settings, "versions": versions, "files": sums_of(out),
         }
-        write_json(Path(out) / "scores.json", scores | {"signature": signature, "costs": costs})
+        write_json(out / "scores.json", scores | {"signature": signature, "costs": costs})
     for i in range(0, len(tables), math.ceil(len(tables) / 4)):  # a few, spread over the test set
         print(f"\ntable      {tables[i]}\nmodel      {outputs[i]}\nreference  {references[i][0]}")
 
@@ -212,24 +232,10 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     print("\n" + metrics.format_table(rows))
     if scores["METEOR"] is None:
         print(metrics.meteor.HOW_TO_GET)
-    if not is_papers:
+    if test_file.name in (CSV_NAMES["test"], ZIP_NAME):
         print(f"Published scores are on the tokenised references of {SRC1_NAMES['test']}; those on "
               f"{test_file} cannot be compared with them.")
-
-
-def add_decoder_arguments(parser):
-    """The decoder's settings as arguments of a command line."""
-    add = parser.add_argument
-    add("--num-beams", type=int, default=DECODER["num_beams"], metavar="K",
-        help="beams of the search (default: %(default)s)")
-    add("--length-penalty", type=float, default=DECODER["length_penalty"], metavar="A",
-        help="a beam's score is divided by its length to this power (default: %(default)s)")
-    add("--max-new-tokens", type=int, default=DECODER["max_new_tokens"], metavar="N",
-        help="the longest sentence, in tokens (default: %(default)s)")
-    add("--decode-batch-size", type=int, default=64, metavar="N",
-        help="tables described at once; fewer need less memory (default: %(default)s)")
-    add("--device", default="auto",
-        help="auto (default: a GPU where there is one), cpu, cuda, mps, ...")
+    return scores
 
 
 def main():
@@ -239,25 +245,41 @@ def main():
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder that train.py wrote, or a bare model: tiny, "
         "gpt2-medium, ... or its folder")
-    add("tables", nargs="*", metavar="TABLE", help='such as "name : Blue Spice | Type : pub" or '
-        '"name[Blue Spice], eatType[pub]"; without any, and without --data, lines of stdin')
+    add("tables", nargs="*", metavar="TABLE", help='such as "name : Blue Spice | Type : pub", '
+        '"name[Blue Spice], eatType[pub]" or \'{"name": "Blue Spice"}\'; without any, and without '
+        "--data, lines of stdin")
     add("--model", metavar="NAME|DIR",
         help="the base to put a prefix before (default: the one that it was trained on)")
     way = parser.add_mutually_exclusive_group().add_argument
     way("--data", metavar="e2e|sample|DIR", help="describe and score this data set's test tables")
     way("--with", dest="others", nargs="+", default=[], metavar="RUN",
         help="describe each table with these prefixes, too; a line is a run, a tab, its sentence")
-    way("--temperature", type=float, default=0.0, help="draw sentences; 1: as the model says")
+    way("--temperature", type=float, help="draw sentences; 1: as the model says, 0: the likeliest "
+        "token each time")
     add("--out", metavar="DIR", help="with --data: keep sentences and scores in this new folder")
-    add("--pick", action="store_true", help="with --with: only the sentence of the surest run")
     add("--seed", type=seed_number, default=0, metavar="N",
         help="for drawing (default: %(default)s)")
-    add_decoder_arguments(parser)
+    add_arguments(parser, DECODER)
+    add_device_arguments(parser)
     args = parser.parse_intermixed_args()
-    if WORLD > 1:
+    check_arguments(args)
+    if args.data:
+        with claimed_new(args.out):
+            run = load_run(args.run, args.device, args.model)
+            if tell_unfinished([args.run]):
+                run.settings["unfinished"] = True  # so that it is no seed of a finished one
+            decoder = {name: getattr(args, name) for name in DECODER}
+            score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
+    else:
+        describe(args)
+
+
+def check_arguments(args):
+    """Raises InputError where arguments do not go together."""
+    if launched() > 1:
         raise InputError("describe.py is one process; start it without torchrun")
     given = {argument.partition("=")[0] for argument in sys.argv[1:]}
-    for pair in (("--out", "--data"), ("--pick", "--with"), ("--seed", "--temperature")):
+    for pair in (("--out", "--data"), ("--seed", "--temperature")):
         if given & set(pair) == {pair[0]}:
             raise InputError(" goes with ".join(pair))
     if "--temperature" in given and given & {"--num-beams", "--length-penalty"}:
@@ -266,34 +288,71 @@ def main():
         raise InputError("give either tables or --data")
     if args.temperature and not 0.01 <= args.temperature <= 100:
         raise InputError("--temperature must be 0, or from 0.01 to 100")
-    decoder = {name: getattr(args, name) for name in DECODER}
-    if args.out:  # before any work is done
-        check_new(Path(args.out), "the sentences and scores")
-    run, pasts = load_runs([args.run, *args.others], args.device, args.model)
-    if args.data:
-        with claim(Path(args.out)) if args.out else nullcontext():
-            score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
+
+
+@contextmanager
+def claimed_new(folder):
+    """Claims a new folder for sentences and scores, before any work; without one does nothing."""
+    if folder is None:
+        yield
         return
-    tables = args.tables
-    if not tables:
-        lines = decode("stdin", sys.stdin.buffer.read()).split("\n")
-        tables = [line for line in lines if line.strip()]
+    what = "the sentences and scores"
+    check_new(Path(folder), what)
+    with claim(Path(folder)):
+        check_new(Path(folder), what)  # another process may have been quicker
+        yield
+
+
+def describe(args):
+    """Prints a sentence for each table that was given, or one with each prefix."""
+    tables = read_tables(args.tables)
+    run, pasts = load_runs([args.run, *args.others], args.device, args.model)
+    tell_unfinished(pasts)
+    decoder = {name: getattr(args, name) for name in DECODER}
     prompts = [encode_table(run.tokenizer, table) for table in tables]
-    longest = max(0 if past is None else past[0][0].shape[2] for past in pasts.values())
+    longest = max(map(past_length, pasts.values()))
     check_search(run.model, prompts, [longest] * len(prompts), **decoder,
                  banned=banned_tokens(run.model, run.tokenizer))
     if args.others:
         for found in describe_with_each(run, pasts, tables, decoder, args.decode_batch_size):
-            surest = max(found, key=lambda source: found[source][1])
-            for source in [surest] if args.pick else found:
-                print(f"{source}\t{found[source][0]}")
+            for source, (sentence, _) in found.items():
+                print(f"{source}\t{sentence}")
         return
-    if args.temperature:
+    if args.temperature is not None:
         sentences = draw_sentences(run, tables, args.temperature, args.seed, args.max_new_tokens)
     else:
         sentences = describe_tables(run, tables, decoder, args.decode_batch_size, len(tables) > 20)
     for sentence in sentences:
         print(sentence)
+
+
+def tell_unfinished(sources):
+    """Says which of the runs are not finished, and returns them."""
+    unfinished = [source for source in sources
+                  if (Path(source) / "run.json").exists() and not is_finished(source)]
+    for source in unfinished:
+        print(f"note: {source} is not finished; its weights are those after its last whole epoch",
+              file=sys.stderr)
+    return unfinished
+
+
+def read_tables(given):
+    """The tables of the command line or, where none is given, of stdin, a line each, as the model
+    reads them. Raises InputError that says which is none."""
+    lines = [(f"table {number}", table) for number, table in enumerate(given, 1)]
+    if not given:
+        text = decode("stdin", sys.stdin.buffer.read()) if sys.stdin else ""
+        lines = [(f"stdin, line {number}", line) for number, line in enumerate(text.split("\n"), 1)
+                 if line.strip()]
+    if not lines:
+        raise InputError("there is no table: give one as an argument, or a table a line on stdin")
+    tables = []
+    for where, line in lines:
+        try:
+            tables.append(read_table(parse_table(line)))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+    return tables
 
 
 if __name__ == "__main__":

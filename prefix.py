@@ -6,22 +6,14 @@ Each layer of the frozen GPT-2 has its own. They are all that is learnt.
 """
 
 import argparse
-import json
-from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import nn
 
-from support.files import InputError, read_json, reading, run_command, write_aside, write_json
-from gpt2 import GPT2, SIZES, GPT2Config
-from support.hugging_face import check_file, read_tensors, to_numbers
+from gpt2 import GPT2, GPT2Config
+from support.bases import PUBLISHED, read_adapter, write_adapter
+from support.files import InputError, run_command
 
-FORMS = {
-    "network": "made by one network for all layers (section 4.3)",
-    "per-layer": "made by a network for each layer",
-    "direct": "its keys and values themselves are trained",
-}
 HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-implementation
 
 
@@ -35,7 +27,8 @@ class Prefix(nn.Module):
 
     length     positions of the prefix
     hidden     the width of the networks (default: as in HIDDEN)
-    form       one of FORMS: one network, one per layer, or none
+    form       "network": one for all layers (section 4.3); "per-layer": one for each layer; or
+               "direct": none
     start      [length, n_layer * 2 * n_embd]: where a direct prefix starts (default: at random),
                and what networks add their output to (default: 0)
     """
@@ -101,64 +94,24 @@ def stack_pasts(pasts):
 
 
 def save_prefix(prefix, folder, base, made_from=None):
-    """Writes a prefix as a PEFT adapter; `base` is the name or folder of the model it is for.
+    """Writes what is kept of a prefix, as a PEFT adapter.
 
+    base        the name or folder of the model it is for
     made_from   {name: SHA-256} of what it was trained with, kept as the file's metadata
     """
-    folder, config = Path(folder), prefix.config
     key_values = prefix.key_values().detach().to("cpu", torch.float32).contiguous()
-    with write_aside(folder / "adapter_model.safetensors") as path:
-        metadata = {"made_from": json.dumps(made_from or {})}  # of one key: several have no order
-        safetensors.torch.save_file({"prompt_embeddings": key_values}, path, metadata)
-    write_json(folder / "adapter_config.json", {
-        "peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
-        "prefix_projection": False, "base_model_name_or_path": str(base),
-        "num_virtual_tokens": len(key_values), "token_dim": config.n_embd,
-        "num_layers": config.n_layer, "num_attention_heads": config.n_head,
-        "num_transformer_submodules": 1,
-    })
-
-
-def read_adapter(folder):
-    """What adapter_config.json says of a prefix. Raises InputError where it is of another kind."""
-    path = Path(folder) / "adapter_config.json"
-    values = read_json(check_file(path))
-    if values.get("peft_type") != "PREFIX_TUNING":
-        raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}, but only "
-                         "'PREFIX_TUNING' is supported")
-    names = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads",
-             "base_model_name_or_path")
-    if missing := [name for name in names if name not in values]:
-        raise InputError(f"{path}: {', '.join(missing)} is missing")
-    return values
+    sizes = {"length": len(key_values)} | vars(prefix.config)
+    write_adapter(folder, key_values, sizes, base, made_from or {})
 
 
 def load_prefix(folder):
     """The prefix of a PEFT adapter folder, in its direct form; `made_from` says with what it was
     trained, where it is known. Raises InputError where the folder holds none."""
-    folder, values = Path(folder), read_adapter(folder)
-    length, n_embd, n_layer, n_head = (values[name] for name in (
-        "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"))
-    try:  # of a model's configuration, what a prefix depends on
-        config = GPT2Config(n_vocab=1, n_ctx=1, n_embd=n_embd, n_head=n_head, n_layer=n_layer)
-    except InputError as error:
-        raise InputError(f"{folder}/adapter_config.json: {error}") from None
-    path = folder / "adapter_model.safetensors"
-    if not path.exists() and (folder / "adapter_model.bin").exists():
-        path = folder / "adapter_model.bin"
-    tensors, metadata = read_tensors(path)
-    if tensors.keys() != {"prompt_embeddings"}:
-        raise InputError(f"{path} holds {', '.join(sorted(tensors)[:3]) or 'nothing'}, but a "
-                         "prefix is prompt_embeddings alone")
-    # Whatever made it, PEFT saves what came out of it: the keys and values themselves.
-    key_values, shape = tensors["prompt_embeddings"], (length, n_layer * 2 * n_embd)
-    if type(length) is not int or key_values.shape != shape or not length:
-        raise InputError(f"{path}: prompt_embeddings has the shape {list(key_values.shape)}, but "
-                         f"adapter_config.json asks for {list(shape)}")
-    key_values = to_numbers(path, "prompt_embeddings", key_values)
+    key_values, sizes, made_from = read_adapter(folder)
+    length = sizes.pop("length")
+    config = GPT2Config(n_vocab=1, n_ctx=length, **sizes)  # a prefix depends on the others alone
     prefix = Prefix(config, length, form="direct", start=key_values)
-    with reading(path):
-        prefix.made_from = dict(json.loads(metadata.get("made_from", "{}")))
+    prefix.made_from = made_from
     return prefix
 
 
@@ -193,7 +146,8 @@ def main():
           "tokens' own.\n")
     print(f"{'model':<12} {'keys of a layer':>20} {'trained':>12} {'kept':>10} {'GPT-2':>14} "
           f"{'kept / GPT-2':>13}")
-    for name, config in SIZES.items():
+    for name, sizes in PUBLISHED.items():
+        config = GPT2Config(**sizes)
         with torch.device("meta"):  # shapes without memory
             prefix, model = Prefix(config, length), GPT2(config)
             key, _ = prefix()[0]

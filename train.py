@@ -3,16 +3,16 @@
     python train.py --mode prefix           the paper's run: GPT-2 Medium, 5 epochs, batches of 10
     python train.py --mode finetune         the same with all weights trained
     python train.py --mode prefix --demo    the embedded base and sample: minutes, no network
+
+From a program:
+    from train import Settings, train_and_score
+    scores = train_and_score(Settings(mode="prefix", model="tiny", data="sample"), "runs/x")
 """
 
 import argparse
-import copy
 import math
-import re
 import sys
-import time
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,28 +20,27 @@ import torch.nn.functional as F
 
 import metrics
 from beam import banned_tokens, check_search
-from support.files import (ROOT, InputError, command_line, progress_bar, run_command, seed_number,
-                    sha256, write_json)
-from compare import check_drawing, compare_runs, draw_losses
-from describe import DECODER, add_decoder_arguments, load_run, score_test_set
-from e2e_data import (SPLITS, check_length, data_file, encode_example, find_data, make_batch,
-                      read_examples, shuffled_batches)
-from gpt2 import (GPT2, NAMES, OPENAI_FOLDERS, SIZES, autocast, load_both, load_config,
-                  model_folder, pick_device, save_model)
-from prefix import FORMS, HIDDEN, Prefix, activations, count_parameters, save_prefix
-from support.processes import RANK, WORLD, add_up, join, wait_for_all
-from support.run_folder import (Settings, check_folder, claim, fingerprints, is_finished, load_state,
-                        save_state, start_log, write_log)
+from compare import compare_runs
+from describe import load_run, score_test_set
+from e2e_data import check_lengths, encode_example, make_batch, read_examples, shuffled_batches
+from gpt2 import load_both, save_model
+from prefix import HIDDEN, Prefix, activations, count_parameters, save_prefix
+from support.bases import NAMES, PUBLISHED, model_folder
+from support.devices import autocast, pick_device, reset_peak_memory
+from support.drawing import check_drawing, draw_losses
+from support.files import ROOT, InputError, command_line, run_command, sha256, write_json
+from support.processes import (add_up, check_one_folder, join, launched, rank, wait_for_all,
+                               world_size)
+from support.reading import SPLITS, find_data, split_path
+from support.record import Record, best_epoch, costs_of_training
+from support.run_folder import check_folder, claim, fingerprints, is_finished
+from support.settings import (DECODER, Settings, add_arguments, add_device_arguments,
+                              default_learning_rate, settings_of)
+from support.speed import wanted_logits
 
-LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
-                 "finetune": 5e-5}  # and its fine-tuning
-SMALL = 50_000_000  # parameters; a smaller base wants more:
-SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 1e-3, "direct": 0.1, "finetune": 1e-3}
 DEMO = {  # mode -> its arguments
     "prefix": "--epochs 5 --prefix-length 50 --prefix-form direct --out runs/demo/prefix",
     "finetune": "--epochs 2 --out runs/demo/finetune"}
-LOG_EVERY = 10  # steps
-SAVE_EVERY = 120  # seconds
 WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is described and scored"}
 
 
@@ -53,7 +52,8 @@ WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is descri
 def batch_loss(model, prefix, batch):
     """The mean cross-entropy over a batch's tokens with loss; the paper's equation 2 is a sum."""
     past = None if prefix is None else prefix()
-    logits = model(batch.tokens, past, places=batch.places, wanted=batch.wanted)  # [M, n_vocab]
+    # The same as model(batch.tokens, past).flatten(0, 1)[batch.wanted]: [M, n_vocab].
+    logits = wanted_logits(model, batch.tokens, batch.places, batch.wanted, past)
     return F.cross_entropy(logits, batch.targets)
 
 
@@ -84,7 +84,8 @@ def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float
         loss = weight * batch_loss(model, prefix, batch)
     optimizer.zero_grad()  # or gradients would be added to those of the last step
     loss.backward()  # through the frozen layers too: what a prefix does, it does through them
-    parameters = list((prefix or model).parameters())
+    trained = model if prefix is None else prefix
+    parameters = list(trained.parameters())
     add_up(parameter.grad for parameter in parameters)  # over processes
     torch.nn.utils.clip_grad_norm_(parameters, clip)  # a rare large gradient must not undo the rest
     optimizer.step()  # AdamW moves each parameter by about the learning rate
@@ -92,12 +93,11 @@ def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float
     return loss.detach()
 
 
-def train(settings, model, prefix, encoded, validation, folder):
+def train(settings, model, prefix, encoded, validation, record):
     """The training loop, for `prefix` or, where that is None, for the model.
 
-    Every few minutes, and after each epoch, what is needed to go on is written to
-    folder/training.pt; where that lies already, training goes on from there, to the bit as if it
-    had not been stopped. Returns what folder/log.jsonl holds.
+    encoded, validation   examples as `encode_example` gives them
+    record                a Record, which goes on where it was stopped; its log is returned
     """
     device = model.wte.weight.device
     trained = model if prefix is None else prefix
@@ -109,62 +109,29 @@ def train(settings, model, prefix, encoded, validation, folder):
     last_step = min(steps_per_epoch * settings.epochs, settings.max_steps or sys.maxsize)
     optimizer, schedule = make_optimizer(trained, settings.lr, last_step, settings.warmup_steps)
     parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule}
-    if settings.keep == "best":
-        parts["best"] = copy.deepcopy(trained)
-    step, log = load_state(folder, parts, device)
-    start_log(folder, log)
-    to_save = save_state(folder, parts, step, log)  # seconds
-    if step == 0:  # AdamW's two moments of each parameter come with the first step
-        to_save *= 3
-    save_every = max(SAVE_EVERY, 50 * to_save)  # at most 2% of the time
-    print(f"Step {step:,} of {last_step:,}. What is needed to go on is saved after each epoch and "
-          f"every {save_every / 60:.0f} minutes: no more is lost where it stops.", flush=True)
-    losses, n_tokens, started = [], 0, time.perf_counter()  # since the last line of the log
-    batches, saved = None, time.monotonic()
-
-    with progress_bar(total=last_step, initial=step, desc="training", unit=" steps") as bar:
-        while step < last_step:
-            epoch, at = divmod(step, steps_per_epoch)
+    batches = None
+    with record.begin(parts, steps_per_epoch, last_step, device):
+        while record.step < last_step:
+            epoch, at = divmod(record.step, steps_per_epoch)
             if batches is None or at == 0:
                 batches = shuffled_batches(encoded, settings.batch_size, settings.seed, epoch)
-            share = batches[at][RANK::WORLD]
-            batch = make_batch(share or batches[at], device)
-            weight = count_targets(share) / count_targets(batches[at])  # an empty share: 0
-            losses.append(train_step(model, prefix, batch, optimizer, schedule, settings.clip,
-                                     settings.dtype, weight))
-            step += 1
-            bar.update()
-            n_tokens += sum(len(prompt) + len(answer) for prompt, answer in batches[at])
-            is_end = step % steps_per_epoch == 0 or step == last_step
-            if step % LOG_EVERY and not is_end:
-                continue
-
-            losses, lr = torch.stack(losses), schedule.get_last_lr()[0]
-            add_up([losses])  # each has the part of its process
-            check_losses(losses, step, lr, folder)  # waits until the device has done all of it
-            loss, seconds = losses.mean().item(), time.perf_counter() - started
-            speed = n_tokens / seconds
-            write_log(folder, log, step=step, epoch=epoch + 1, loss=loss, lr=lr, steps=len(losses),
-                      tokens=n_tokens, seconds=seconds, peak_memory=peak_memory(device))
-            bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, {speed:,.0f} tokens/s",
-                                refresh=False)
-            if is_end and validation:
+            batch, weight = share_of_batch(batches[at], device)
+            loss = train_step(model, prefix, batch, optimizer, schedule, settings.clip,
+                              settings.dtype, weight)
+            record.add(loss, sum(len(prompt) + len(answer) for prompt, answer in batches[at]))
+            if record.is_end_of_epoch():
                 unseen = validation_loss(model, prefix, validation, settings.dtype,
                                          batch_size=min(64, 4 * settings.batch_size))
-                check_losses(torch.tensor([unseen]), step, lr, folder)
-                write_log(folder, log, step=step, epoch=epoch + 1, validation_loss=unseen)
-                bar.write(f"epoch {epoch + 1}: validation loss {unseen:.4f} a token")
-                if settings.keep == "best" and best_epoch(log) == epoch + 1:
-                    parts["best"].load_state_dict(trained.state_dict())
-            if is_end or time.monotonic() - saved > save_every:
-                save_every = max(SAVE_EVERY, 50 * save_state(folder, parts, step, log))
-                saved = time.monotonic()
-            losses, n_tokens, started = [], 0, time.perf_counter()
-    if settings.keep == "best":
-        trained.load_state_dict(parts["best"].state_dict())
-        print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
+                record.end_epoch(unseen, settings.keep)
     trained.eval()
-    return log
+    return record.log
+
+
+def share_of_batch(examples, device):
+    """(the Batch of this process's examples, their share of the batch's tokens with loss)."""
+    share = examples[rank() :: world_size()]
+    weight = count_targets(share) / count_targets(examples)  # of an empty share: 0
+    return make_batch(share or examples, device), weight
 
 
 def count_targets(encoded):
@@ -172,56 +139,17 @@ def count_targets(encoded):
     return sum(len(answer) for _, answer in encoded)
 
 
-def best_epoch(log):
-    """The epoch with the lowest validation loss, of several the first."""
-    measured = [entry for entry in log if "validation_loss" in entry]
-    return min(measured, key=lambda entry: entry["validation_loss"])["epoch"]
-
-
 @torch.no_grad()
 def validation_loss(model, prefix, encoded, dtype="float32", batch_size=64):
-    """The mean loss a token over all examples, in batches of similar lengths."""
+    """The mean loss a token over all examples, in batches of similar lengths; None of none."""
     device = model.wte.weight.device
     encoded = sorted(encoded, key=lambda example: len(example[0]) + len(example[1]))
-    total = number = 0
+    total = 0
     for at in range(0, len(encoded), batch_size):
         batch = make_batch(encoded[at : at + batch_size], device)
         with autocast(device, dtype):
             total += len(batch.targets) * batch_loss(model, prefix, batch).item()
-        number += len(batch.targets)
-    return total / number
-
-
-def check_losses(losses, step, lr, folder):
-    """Raises InputError where one of the latest losses, up to that of `step`, is not finite."""
-    finite = losses.isfinite().tolist()
-    if not all(finite):
-        first = step - len(finite) + 1 + finite.index(False)
-        raise InputError(f"at step {first:,}, at a learning rate of about {lr:.2g}, the loss is no "
-                         "finite number any more, and training on would be of no use; start anew "
-                         f"with a lower --lr and another --out ({folder}/training.pt holds the "
-                         "last good state)")
-
-
-def reset_peak_memory(device):
-    """From here on `peak_memory` counts anew, so that of several runs each has its own."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif (path := Path("/proc/self/clear_refs")).exists():
-        with suppress(OSError):  # where it is not allowed, runs share their peak
-            path.write_text("5")
-
-
-def peak_memory(device):
-    """The most memory held since `reset_peak_memory`, in bytes: the GPU's, or the process's.
-
-    None where the system does not tell.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    path = Path("/proc/self/status")  # Linux
-    found = re.search(r"VmHWM:\s*(\d+) kB", path.read_text()) if path.exists() else None
-    return int(found[1]) * 1024 if found else None
+    return total / count_targets(encoded) if encoded else None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -229,8 +157,24 @@ def peak_memory(device):
 # --------------------------------------------------------------------------------------------------
 
 
-def train_and_score(settings, folder, device, decode_batch_size, resume):
-    """A single run: trains, saves, describes the test tables with what was saved, scores them."""
+def train_and_score(settings, folder, device="auto", decode_batch_size=64, resume=False):
+    """A run: trains, saves, describes the test tables with what was saved, scores them.
+
+    settings   Settings; those that are None follow from the others (`settle`)
+    folder     where all of it is written; with resume a run that was stopped there goes on
+    Returns the five scores, None without a test set or where the run is finished already. Raises
+    InputError before any work where it cannot be done.
+    """
+    settings, folder, device = settle(settings), Path(folder), pick_device(device)
+    if decode_batch_size < 1:
+        raise InputError(f"--decode-batch-size must be above 0, but is {decode_batch_size}")
+    check_out(settings, folder)
+    check_folder(folder, asdict(settings), resume)
+    if is_finished(folder):
+        with claim(folder):  # removes what a kill left
+            (folder / "training.pt").unlink(missing_ok=True)
+            print(f"{folder} is finished, and is left as it is.")
+        return None
     reset_peak_memory(device)
     model, tokenizer = load_both(settings.model, device)
     encoded, made_from = read_data(settings, model, tokenizer)
@@ -240,28 +184,30 @@ def train_and_score(settings, folder, device, decode_batch_size, resume):
         encoded["train"] = shuffled_batches(encoded["train"], settings.max_examples, settings.seed,
                                             epoch=-1)[0]
 
-    with claim(folder) if RANK == 0 else nullcontext():
-        if RANK == 0:
-            told = asdict(settings) | made_from
-            check_folder(folder, told, resume)
-            write_json(folder / "run.json", told)
+    with claim(folder):
+        run = asdict(settings) | made_from
+        if rank() == 0:
+            check_folder(folder, run, resume)
+            write_json(folder / "run.json", run)
+        check_one_folder(folder)
         torch.manual_seed(settings.seed)
         prefix = make_prefix(settings, model, tokenizer) if settings.mode == "prefix" else None
         base_size = count_parameters(model)
-        n_trained = count_parameters(prefix or model)
-        kept = prefix.key_values().numel() if prefix else base_size
+        n_trained = count_parameters(model if prefix is None else prefix)
+        kept = base_size if prefix is None else prefix.key_values().numel()
         print(f"{settings.mode}: {settings.model} of {base_size:,} parameters on {device}; trained "
               f"{n_trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate "
               f"{settings.lr}; {len(encoded['train']):,} examples", flush=True)
+
+        def save(trained):
+            if rank() == 0:
+                save_weights(settings, trained, folder, made_from)
+
+        log = train(settings, model, prefix, encoded["train"], encoded["valid"],
+                    Record(folder, run, save))
         wait_for_all()
-        log = train(settings, model, prefix, encoded["train"], encoded["valid"], folder)
-        if prefix and RANK == 0:
-            is_published = settings.model in OPENAI_FOLDERS
-            base = settings.model if is_published else model_folder(settings.model).resolve()
-            save_prefix(prefix, folder, base, made_from)
-        elif RANK == 0:
-            save_model(model, folder, settings.model)
-        wait_for_all()
+        if settings.keep == "best":
+            print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
 
         costs = {"trained": n_trained, "kept": kept} | costs_of_training(log)
         peak = costs["peak_memory"]
@@ -269,38 +215,62 @@ def train_and_score(settings, folder, device, decode_batch_size, resume):
               f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
               + (f"{peak / 2**30:.2f} GiB" if peak else "unknown"), flush=True)
         del model, prefix
-        if RANK == 0:
+        if rank() == 0:
             name = f"{settings.mode}, {Path(settings.model).name}, {Path(settings.data).name}"
             draw_losses({name: [log]}, folder / "loss.png")
+        scores = None
         if encoded["test"]:
-            run = load_run(folder, device)  # what is scored is what was saved
+            finished = load_run(folder, device)  # what is scored is what was saved
             decoder = {name: getattr(settings, name) for name in DECODER}
-            score_test_set(run, settings.data, decoder, decode_batch_size, folder, costs)
+            scores = score_test_set(finished, settings.data, decoder, decode_batch_size, folder,
+                                    costs)
+        if rank() == 0:
+            (folder / "training.pt").unlink(missing_ok=True)
     prompt, _ = (encoded["test"] or encoded["train"])[0]
     again = command_line(["describe.py", str(folder), tokenizer.decode(prompt[:-1]).strip()])
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
           f"  python {again}")
+    return scores
+
+
+def settle(settings):
+    """The settings, checked, with what follows from others: absolute paths, so that the run finds
+    its base and data from everywhere, the width of networks, the learning rate."""
+    model, data = str(settings.model), str(settings.data)
+    model = model if model in NAMES else str(Path(model).resolve())
+    data = data if data in ("e2e", "sample") else str(Path(data).resolve())
+    settings = replace(settings, model=model, data=data).check()
+    hidden = settings.prefix_hidden or HIDDEN.get(settings.prefix_form)
+    lr = default_learning_rate(settings) if settings.lr is None else settings.lr
+    return replace(settings, prefix_hidden=hidden, lr=lr)
+
+
+def check_out(settings, folder):
+    """Raises InputError where a run would be written among its base or data."""
+    if folder.resolve() in (ROOT / "models" / settings.model, ROOT / "data" / settings.data):
+        raise InputError(f"{folder} holds the base or the data; give another --out")
 
 
 def read_data(settings, model, tokenizer):
     """({split: its examples, encoded}, {name: SHA-256 of each file}).
 
-    Raises InputError for an example that has no room in the model, naming file and line.
+    Raises InputError for examples that have no room in the model, naming file and line.
     """
-    folder, encoded, made_from = find_data(settings.data), {}, {}
-    P = settings.prefix_length if settings.mode == "prefix" else 0
+    folder, encoded, made_from, lengths = find_data(settings.data), {}, {}, []
     for split in SPLITS:
-        path, encoded[split] = data_file(folder, split), []
+        path, encoded[split] = split_path(folder, split), []
         if split in WITHOUT and not path.exists():
             print(f"{path} is missing: {WITHOUT[split]}.")
             made_from[f"{split}_sha256"] = ""
             continue
         for where, example in read_examples(folder, split):
             prompt, answer = encode_example(tokenizer, *example)
-            n_new = settings.max_new_tokens if split == "test" else len(answer)
-            check_length(where, P, prompt, n_new, model.config.n_ctx, settings.model)
             encoded[split].append((prompt, answer))
+            n_new = settings.max_new_tokens if split == "test" else len(answer)
+            lengths.append((where, prompt, n_new))
         made_from[f"{split}_sha256"] = sha256(path)
+    P = settings.prefix_length if settings.mode == "prefix" else 0
+    check_lengths(lengths, P, model.config.n_ctx, settings.model)
     return encoded, made_from
 
 
@@ -328,17 +298,13 @@ def make_prefix(settings, model, tokenizer):
     return prefix.to(model.wte.weight.device)
 
 
-def costs_of_training(log):
-    """What a log tells of the costs: seconds, speeds, bytes of memory at the peak."""
-    steps = [entry for entry in log if "loss" in entry]
-    seconds = sum(entry["seconds"] for entry in steps)
-    peaks = [entry["peak_memory"] for entry in steps]
-    return {
-        "seconds": seconds,
-        "seconds_per_step": seconds / sum(entry["steps"] for entry in steps),
-        "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
-        "peak_memory": None if None in peaks else max(peaks),
-    }
+def save_weights(settings, trained, folder, made_from):
+    """Writes what is kept of a run: a PEFT adapter, or the model in Hugging Face's form."""
+    if settings.mode == "finetune":
+        return save_model(trained, folder, settings.model)
+    is_published = settings.model in PUBLISHED
+    base = settings.model if is_published else model_folder(settings.model).resolve()
+    return save_prefix(trained, folder, base, made_from)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -354,132 +320,62 @@ def parse_arguments():
         "Medium on E2E.",
         epilog="A run writes its folder: run.json (settings), log.jsonl, the weights (a PEFT "
         "adapter or a Hugging Face folder), training.pt (to go on), outputs.txt, references.txt, "
-        "scores.json, loss.png.")
-    add = parser.add_argument
-    add("--mode", required=True, choices=("prefix", "finetune"), help="what is trained")
-    add("--demo", action="store_true", help="other defaults: --model tiny --data sample, "
-        + ", ".join(f"{mode} {arguments}" for mode, arguments in DEMO.items()))
-    add("--model", default="gpt2-medium", metavar="NAME|DIR", help="the base: tiny, gpt2, "
-        "gpt2-medium, gpt2-large, gpt2-xl (downloaded on first use) or a folder (default: "
-        "%(default)s)")
-    add("--data", default="e2e", metavar="e2e|sample|DIR",
-        help="e2e (downloaded on first use), sample or a folder (default: %(default)s)")
-    add("--out", metavar="DIR", help="the run's folder (default: runs/MODE-MODEL-DATA)")
-    add("--max-examples", type=int, metavar="N",
-        help="train on at most so many examples, drawn by the seed (default: all)")
-    add("--epochs", type=int, default=5, metavar="N", help="(default: %(default)s)")
-    add("--batch-size", type=int, default=10, metavar="N",
-        help="examples a step (default: %(default)s)")
-    add("--lr", type=float, metavar="RATE", help="AdamW's learning rate, which falls linearly to 0 "
-        f"(default: {LEARNING_RATE['network']} prefix, {LEARNING_RATE['finetune']} finetune, as in "
-        f"the paper; for a base of fewer than {SMALL // 10**6} million parameters "
-        f"{SMALL_LEARNING_RATE['network']} prefix, {SMALL_LEARNING_RATE['per-layer']} with a "
-        f"network per layer, {SMALL_LEARNING_RATE['direct']} direct, "
-        f"{SMALL_LEARNING_RATE['finetune']} finetune)")
-    add("--warmup-steps", type=int, default=0, metavar="N",
-        help="steps in which the learning rate rises first (default: %(default)s)")
-    add("--keep", choices=("last", "best"), default="last", help="the state after the last epoch, "
-        "or after that of the lowest validation loss (default: %(default)s)")
-    add("--prefix-length", type=int, nargs="+", default=[5], metavar="P",
-        help="one or several: a run each, and a figure of score against length (default: 5)")
-    forms = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
-    add("--prefix-form", default="network", choices=FORMS, help=f"{forms} (default: %(default)s)")
-    add("--prefix-hidden", type=int, metavar="N",
-        help="width of the networks that make the prefix (default: 512, per-layer 800)")
-    add("--prefix-words", metavar="TEXT", help="the prefix starts from what the model makes of "
-        "this text, repeated to the prefix's length; it may hold <|endoftext|> (default: random "
-        "numbers)")
-    add("--clip", type=float, default=1.0, metavar="NORM",
-        help="the most that the gradient's norm may be (default: %(default)s)")
-    add("--max-steps", type=int, metavar="N",
-        help="stop after so many steps; the learning rate falls to 0 by then")
-    add("--seed", type=seed_number, nargs="+", default=[0], metavar="N",
-        help="one or several: a run each, and their mean and spread (default: 0)")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"),
-        help="bfloat16 (autocast) is for GPUs (default: %(default)s)")
-    add("--resume", action="store_true",
-        help="go on where the same command was stopped; of several runs, with those not finished")
-    add_decoder_arguments(parser)
+        "tables.txt, scores.json, loss.png.")
+    demo = ", ".join(f"{mode} {arguments}" for mode, arguments in DEMO.items())
+    parser.add_argument("--demo", action="store_true",
+                        help=f"other defaults: --model tiny --data sample, {demo}")
+    parser.add_argument("--out", metavar="DIR",
+                        help="the run's folder (default: runs/MODE-MODEL-DATA)")
+    parser.add_argument("--resume", action="store_true", help="go on where the same command was "
+                        "stopped; of several runs, with those not finished")
+    add_arguments(parser, several=True)
+    add_device_arguments(parser)
     args = parser.parse_args()
     if args.demo:
-        demo = ["--model", "tiny", "--data", "sample", *DEMO[args.mode].split()]
-        args = parser.parse_args(demo + sys.argv[1:])  # what stands last wins
-    for name in ("epochs", "batch_size", "prefix_hidden", "max_steps", "max_examples", "lr", "clip",
-                 "num_beams", "max_new_tokens", "decode_batch_size", "prefix_length"):
-        value = getattr(args, name)
-        values = value if isinstance(value, list) else [value]
-        if any(value is not None and not 0 < value < math.inf for value in values):
-            raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite, but is "
-                             f"{' '.join(map(str, values))}")
-    if args.warmup_steps < 0:
-        raise InputError(f"--warmup-steps must be 0 or more, but is {args.warmup_steps}")
-    for name in ("seed", "prefix_length"):
-        if len(set(values := getattr(args, name))) < len(values):
-            raise InputError(f"--{name.replace('_', '-')} {' '.join(map(str, values))}: give each "
-                             "number once")
-    options = [option for option in sys.argv[1:] if option.startswith("--prefix-")]
-    if args.mode == "finetune" and options:
-        raise InputError(f"{', '.join(options)}: fine-tuning has no prefix")
-    if args.prefix_form == "direct" and args.prefix_hidden:
-        raise InputError("--prefix-hidden: a direct prefix has no network")
-    args.prefix_hidden = args.prefix_hidden or HIDDEN.get(args.prefix_form)
-    if args.model not in NAMES:  # so that the run finds its base and data from everywhere
-        args.model = str(Path(args.model).resolve())
-    if args.data not in ("e2e", "sample"):
-        args.data = str(Path(args.data).resolve())
-    if args.lr is None:
-        args.lr = default_learning_rate(args)
+        defaults = ["--model", "tiny", "--data", "sample", *DEMO[args.mode].split()]
+        args = parser.parse_args(defaults + sys.argv[1:])  # what stands last wins
     return args
-
-
-def default_learning_rate(args):
-    """The learning rate for what `args` train, by the size of the base."""
-    with torch.device("meta"):  # shapes without memory
-        model = GPT2(SIZES.get(args.model) or load_config(args.model))
-    rates = SMALL_LEARNING_RATE if count_parameters(model) < SMALL else LEARNING_RATE
-    return rates[args.prefix_form if args.mode == "prefix" else "finetune"]
 
 
 def single_runs(args):
     """{folder: Settings} of each single run that is asked for: one for each length and seed."""
+    for name in ("seed", "prefix_length"):
+        if len(set(values := getattr(args, name))) < len(values):
+            raise InputError(f"--{name.replace('_', '-')} {' '.join(map(str, values))}: give each "
+                             "number once")
     name = f"{args.mode}-{Path(args.model).name}-{Path(args.data).name}"
     out = Path(args.out or Path("runs") / name)
-    common = {field.name: getattr(args, field.name) for field in fields(Settings)}
     runs = {}
     for length in args.prefix_length:
         for seed in args.seed:
             name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"
             is_single = len(args.prefix_length) == len(args.seed) == 1
-            settings = Settings(**common | {"prefix_length": length, "seed": seed})
-            runs[out if is_single else out / name] = settings
-    return runs
+            settings = settings_of(args, prefix_length=length, seed=seed)
+            runs[out if is_single else out / name] = settle(settings)
+    return out, runs
 
 
 def main():
     args = parse_arguments()
+    launched()
+    out, runs = single_runs(args)
     device = pick_device(args.device)
     join(device)
-    runs = single_runs(args)
-    first = next(iter(runs))
-    if args.resume and not any((folder / "run.json").exists() for folder in runs):
-        raise InputError(f"{first} holds no run to go on with")
-    out = (first if len(runs) == 1 else first.parent).resolve()
-    if out in (ROOT / "models" / args.model, ROOT / "data" / args.data):  # or absolute paths
-        raise InputError(f"{out} holds the base or the data; give another --out")
+    begun = [folder for folder in runs if (folder / "run.json").exists()]
+    if args.resume and not begun:
+        raise InputError(f"{out} holds no run to go on with")
     for folder, settings in runs.items():  # a mistake in the last one shows at once
-        check_folder(folder, asdict(settings), args.resume)
+        check_out(settings, folder)
+        check_folder(folder, asdict(settings), args.resume and folder in begun)
     wait_for_all()
     try:
         for folder, settings in runs.items():
             if len(runs) > 1:
                 print(f"\n--- {folder}", flush=True)
-            if is_finished(folder):
-                with claim(folder) if RANK == 0 else nullcontext():  # removes what a kill left
-                    print(f"{folder} is finished, and is left as it is.")
-                continue
-            train_and_score(settings, folder, device, args.decode_batch_size, args.resume)
-        if RANK == 0 and len(runs) > 1 and all((folder / "scores.json").exists()
-                                               for folder in runs):
+            train_and_score(settings, folder, device, args.decode_batch_size,
+                            args.resume and folder in begun)
+        if rank() == 0 and len(runs) > 1 and all((folder / "scores.json").exists()
+                                                 for folder in runs):
             with claim(out):
                 compare_runs(runs, out)
     except KeyboardInterrupt:
@@ -490,4 +386,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, goes_on=True)

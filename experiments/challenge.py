@@ -11,14 +11,12 @@ src1_test.txt.
 import argparse
 import csv
 import io
-import sys
 from pathlib import Path
 
-
 import metrics
+from e2e_data import group_by_table, linearize, read_split, tokenise_text
 from support.files import InputError, run_command
-from e2e_data import (decode, find_data, group_by_table, linearize, read_split,
-                      tokenise_text)
+from support.reading import decode, find_data
 
 
 def read_system(path):

@@ -11,27 +11,23 @@ import argparse
 import math
 import subprocess
 import sys
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parents[1]
-
-import compare
 import metrics
-from beam import WatchedSearch, banned_tokens, branches, search_batch
-from support.files import InputError, progress_bar, run_command
-from compare import PUBLISHED_CURVE, draw_points, new_figure, save_figure
-from e2e_data import (encode_example, encode_table, find_data, group_by_table,
-                      make_batch, read_split)
+from beam import WatchedSearch, banned_tokens, search_batch
+from e2e_data import encode_example, encode_table, group_by_table, make_batch, read_split
+from experiments.make import FEW_EXAMPLES, LENGTH_STEPS, LENGTHS, PARTS, RATES, RESULTS
+from experiments.tables import (MODES, bleu, few, form_lines, form_runs, label_of, last_loss, read,
+                                with_settings)
 from gpt2 import load_both
 from prefix import load_past
-from experiments.make import (FEW_EXAMPLES, LENGTH_STEPS, LENGTHS, PARTS, RATES,
-                          RESULTS)
-from experiments.tables import (MODES, bleu, few, form_lines, form_runs, label_of,
-                            last_loss, read, with_settings)
+from support import drawing
+from support.drawing import PUBLISHED_CURVE, branches, draw_points, figure_at
+from support.files import ROOT, InputError, progress_bar, run_command
+from support.reading import find_data
 from support.run_folder import is_finished
 
 PREFIX_RUN = "runs/figures"  # made by:
@@ -48,45 +44,43 @@ PREFIX_COMMAND = ["train.py", "--mode", "prefix", "--model", "tiny", "--data", "
 def draw_forms(path):
     """Validation loss against learning rate, a line for each form: mean, lowest and highest."""
     runs = read("forms")
-    figure, axes = new_figure()
-    for form, clip in form_lines(runs):
-        losses = {lr: last_loss(form_runs(runs, form, clip, lr)) for lr in RATES[form]}
-        draw_points(axes, losses, label=label_of(form, clip),
-                    linestyle="--" if clip > 1 else "-", color=f"C{list(RATES).index(form)}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss a token (nats)",
-             ylim=(0.4, 6.9))
-    axes.legend(loc="upper right")
-    save_figure(figure, path)
+    with figure_at(path) as (_, axes):
+        for form, clip in form_lines(runs):
+            losses = {lr: last_loss(form_runs(runs, form, clip, lr)) for lr in RATES[form]}
+            draw_points(axes, losses, label=label_of(form, clip),
+                        linestyle="--" if clip > 1 else "-", color=f"C{list(RATES).index(form)}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss a token (nats)",
+                 ylim=(0.4, 6.9))
+        axes.legend(loc="upper right")
 
 
 def draw_small(path):
     """BLEU against the number of examples."""
     runs = read("small")
-    figure, axes = new_figure()
-    for (mode, label), beside in zip(MODES.items(), (0.99, 1.01)):  # so that no bar hides another
-        draw_points(axes, {n * beside: bleu(few(runs, mode, n)) for n in FEW_EXAMPLES}, label=label)
-    axes.set(xscale="log", xlabel="training examples", ylabel="BLEU, mean of three draws",
-             xticks=FEW_EXAMPLES, xticklabels=FEW_EXAMPLES)
-    axes.minorticks_off()
-    axes.legend()
-    save_figure(figure, path)
+    with figure_at(path) as (_, axes):
+        for (mode, label), beside in zip(MODES.items(), (0.99, 1.01)):  # no bar hides another
+            points = {n * beside: bleu(few(runs, mode, n)) for n in FEW_EXAMPLES}
+            draw_points(axes, points, label=label)
+        axes.set(xscale="log", xlabel="training examples", ylabel="BLEU, mean of three draws",
+                 xticks=FEW_EXAMPLES, xticklabels=FEW_EXAMPLES)
+        axes.minorticks_off()
+        axes.legend()
 
 
 def draw_length(path):
     """BLEU against prefix length (Figure 2), with fine-tuning and what is known of GPT-2 Medium."""
     runs = read("length")
-    figure, axes = new_figure()
-    scores = {P: bleu(with_settings(runs, mode="prefix", prefix_length=P)) for P in LENGTHS}
-    draw_points(axes, {0: bleu([runs["base"]])} | scores,
-                label=f"tiny, prefix, {LENGTH_STEPS:,} steps")
-    tuned = bleu(with_settings(runs, mode="finetune"))
-    axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
-    axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {LENGTH_STEPS:,} steps")
-    axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
-              label="GPT-2 Medium, a re-implementation's outputs")
-    axes.set(xlabel="prefix length (0: the base alone)", ylabel="BLEU")
-    axes.legend(loc="lower right")
-    save_figure(figure, path)
+    with figure_at(path) as (_, axes):
+        scores = {P: bleu(with_settings(runs, mode="prefix", prefix_length=P)) for P in LENGTHS}
+        draw_points(axes, {0: bleu([runs["base"]])} | scores,
+                    label=f"tiny, prefix, {LENGTH_STEPS:,} steps")
+        tuned = bleu(with_settings(runs, mode="finetune"))
+        axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
+        axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {LENGTH_STEPS:,} steps")
+        axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
+                  label="GPT-2 Medium, a re-implementation's outputs")
+        axes.set(xlabel="prefix length (0: the base alone)", ylabel="BLEU")
+        axes.legend(loc="lower right")
 
 
 def draw_losses(path):
@@ -97,7 +91,7 @@ def draw_losses(path):
             [{"step": step, "loss": loss} for step, loss in told["training"]]
             + [{"step": step, "validation_loss": loss} for step, loss in told["validation"]]
             for told in with_settings(read("e2e"), mode=mode)]
-    compare.draw_losses(logs, path)
+    drawing.draw_losses(logs, path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -133,8 +127,8 @@ def attention_shares(model, past, encoded):
         _, full = model(batch.tokens, past, return_past=True)
         T, shares = batch.tokens.shape[1], []
         for i, block in enumerate(model.h):
-            q, _, _ = block.attn.c_attn(inputs[i]).chunk(3, dim=1)  # [T, n_embd]
-            q = block.attn.split_heads(q[None])[0]  # [n_head, T, head_dim]
+            q, _, _ = block.attn.c_attn(inputs[i]).chunk(3, dim=2)  # [1, T, n_embd]
+            q = block.attn.split_heads(q)[0]  # [n_head, T, head_dim]
             k = full[i][0][0]  # [n_head, P + T, head_dim]
             scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # [n_head, T, P + T]
             later = torch.ones_like(scores, dtype=torch.bool).triu(P + 1)
@@ -150,21 +144,18 @@ def attention_shares(model, past, encoded):
 
 def draw_attention(path):
     """Where each head of each layer looks while a sentence is written."""
-    from matplotlib.figure import Figure
-
     model, tokenizer, past = load_all()
     examples = read_split(find_data("sample"), "valid")[:20]
     shares = attention_shares(model, past, [encode_example(tokenizer, *pair) for pair in examples])
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
     heads, layers = range(model.config.n_head), range(model.config.n_layer)
-    for number, title in enumerate(("the prefix", "the table", "the sentence so far")):
-        axes, part = panels[number], shares[:, :, number]
-        image = draw_shares(axes, part)
-        axes.set(title=title, xlabel="head", xticks=heads, yticks=layers)
-    panels[0].set_ylabel("layer")
-    figure.colorbar(image, ax=panels, label="share of attention")
-    save_figure(figure, path)
+    with figure_at(path, 9, 4) as (figure, axes):
+        axes.remove()
+        panels = figure.subplots(1, 3, sharey=True)
+        for number, title in enumerate(("the prefix", "the table", "the sentence so far")):
+            image = draw_shares(panels[number], shares[:, :, number])
+            panels[number].set(title=title, xlabel="head", xticks=heads, yticks=layers)
+        panels[0].set_ylabel("layer")
+        figure.colorbar(image, ax=panels, label="share of attention")
 
 
 def draw_shares(axes, shares):
@@ -194,32 +185,31 @@ def draw_tree(path):
     forks, seen = branches(searches[3]), searches[3].seen
     finished = [tuple(hypothesis.tokens) for hypothesis in searches[3].finished]
     best, greedy = (tuple(searches[num_beams].finished[0].tokens) for num_beams in (3, 1))
-    figure, axes = new_figure(10, 5)
-    style = {"va": "center", "family": "monospace", "fontsize": 9}  # 125 letters fill 10 inches
-    small = style | {"fontsize": 6, "color": "gray"}
+    with figure_at(path, 10, 5) as (_, axes):
+        style = {"va": "center", "family": "monospace", "fontsize": 9}  # 125 letters fill 10 inches
+        small = style | {"fontsize": 6, "color": "gray"}
 
-    def draw(fork, x, row):
-        """Draws all behind a fork at (x, row); returns the first row that is free below."""
-        for number, end in enumerate(forks[fork]):
-            if number:
-                axes.plot([x, x], [row_before, row], color="lightgray", linewidth=1, zorder=0)
-            row_before = row
-            text = tokenizer.decode(list(end[len(fork) :]))
-            color = ("C0" if end == best[: len(end)] else "C3" if end == greedy[: len(end)]
-                     else "gray")
-            axes.text(x, row, text, color=color, **style)
-            shown = f"{seen[end]:.1f}" + ", ends" * (end in finished)
-            if forks[end]:
-                axes.text(x + len(text), row + 0.45, shown, ha="right", **small)
-            else:
-                axes.text(x + len(text) + 2, row, shown, **style)
-            row = draw(end, x + len(text), row)
-        return row if forks[fork] else row + 1
+        def draw(fork, x, row):
+            """Draws all behind a fork at (x, row); returns the first row that is free below."""
+            for number, end in enumerate(forks[fork]):
+                if number:
+                    axes.plot([x, x], [row_before, row], color="lightgray", linewidth=1, zorder=0)
+                row_before = row
+                text = tokenizer.decode(list(end[len(fork) :]))
+                color = ("C0" if end == best[: len(end)] else "C3" if end == greedy[: len(end)]
+                         else "gray")
+                axes.text(x, row, text, color=color, **style)
+                shown = f"{seen[end]:.1f}" + ", ends" * (end in finished)
+                if forks[end]:
+                    axes.text(x + len(text), row + 0.45, shown, ha="right", **small)
+                else:
+                    axes.text(x + len(text) + 2, row, shown, **style)
+                row = draw(end, x + len(text), row)
+            return row if forks[fork] else row + 1
 
-    rows = draw((), 0, 0)
-    axes.set(xlim=(0, 125), ylim=(rows, -1))
-    axes.axis("off")
-    save_figure(figure, path)
+        rows = draw((), 0, 0)
+        axes.set(xlim=(0, 125), ylim=(rows, -1))
+        axes.axis("off")
 
 
 SYNONYMS = {"offers": "provides", "serves": "provides", "cheap": "inexpensive",
@@ -273,13 +263,12 @@ def draw_edits(path):
     names = [name for name in metrics.METRICS if whole[name] is not None]
     kept = torch.tensor([[of_edit[name] / whole[name] for name in names]
                          for of_edit in scores.values()])
-    figure, axes = new_figure()
-    axes.grid(False)
-    draw_shares(axes, kept)
-    axes.set(title="What is left of each score", xticks=range(len(names)),
-             xticklabels=[name.replace("_", "-") for name in names], yticks=range(len(scores)),
-             yticklabels=list(scores))
-    save_figure(figure, path)
+    with figure_at(path) as (_, axes):
+        axes.grid(False)
+        draw_shares(axes, kept)
+        axes.set(title="What is left of each score", xticks=range(len(names)),
+                 xticklabels=[name.replace("_", "-") for name in names], yticks=range(len(scores)),
+                 yticklabels=list(scores))
 
 
 DRAWN = {function.__name__.removeprefix("draw_"): function

@@ -11,7 +11,6 @@ import argparse
 import gzip
 import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from statistics import mean
@@ -19,13 +18,13 @@ from statistics import mean
 import torch
 import torch.nn.functional as F
 
-
-from support.files import InputError, progress_bar, reading, run_command
 from compare import read_sentences
 from describe import load_run
-from e2e_data import (encode_example, find_data, group_by_table, make_batch,
-                      read_split, tokenise_text)
+from e2e_data import encode_example, make_batch, read_split, tokenise_text
 from experiments.slots import judged, values_of
+from support.files import InputError, blaming, progress_bar, run_command
+from support.reading import find_data
+from support.speed import wanted_logits
 
 MET = {0: "never met", 1: "met 1 to 99 times", 100: "met 100 to 9,999 times",
        10_000: "met 10,000 times or more"}
@@ -35,7 +34,7 @@ def count_words(folder):
     """How often each word, in lower case, stands in what `tiny` was made of. Raises InputError."""
     met = Counter()
     for path in (folder / "sgd.jsonl.gz", folder / "rnnlg.jsonl.gz"):
-        with (reading(path, "cannot be read; --pretrain must name the folder that holds it"),
+        with (blaming(path, "cannot be read; --pretrain must name the folder that holds it"),
               gzip.open(path, "rt", encoding="utf-8") as lines):
             for line in lines:
                 met.update(tokenise_text(json.loads(line)["text"]).lower().split())
@@ -70,7 +69,7 @@ def losses_of(run, encoded):
     losses = []
     for at in progress_bar(iterable=range(0, len(encoded), 32), desc="reading", unit=" batches"):
         batch = make_batch(encoded[at : at + 32], run.model.wte.weight.device)
-        logits = run.model(batch.tokens, run.past, places=batch.places, wanted=batch.wanted)
+        logits = wanted_logits(run.model, batch.tokens, batch.places, batch.wanted, run.past)
         losses.append(F.cross_entropy(logits.float(), batch.targets, reduction="none"))
     return torch.cat(losses)
 
@@ -95,15 +94,15 @@ def print_losses(runs, examples, met):
                    for of_run in losses.values()])
 
 
-def print_left_out(runs, tables, data, met):
+def print_left_out(runs, met):
     """The table of values that are left out, of the runs that have described the test tables."""
-    said = {name: read_sentences(name, len(tables), data) for name in runs
+    said = {name: read_sentences(name) for name in runs
             if (Path(name) / "outputs.txt").exists()}
     if not said:
         return
     missing = {kind: {name: [] for name in said} for kind in MET.values()}
     for name, says in said.items():
-        for table, sentence in zip(tables, says):
+        for table, sentence in says.items():
             for _, value, judgement in judged(table, sentence):
                 kind = how_often(value.lower().split(), met)
                 missing[kind][name].append(judgement == "missing")
@@ -129,7 +128,7 @@ def main():
     args = parser.parse_args()
     met, folder = count_words(args.pretrain), find_data(args.data)
     print_losses(args.runs, read_split(folder, "valid"), met)
-    print_left_out(args.runs, list(group_by_table(read_split(folder, "test"))), args.data, met)
+    print_left_out(args.runs, met)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The whole experiment: the runs behind README.md and RESULTS.md, as results/*.json tell them.
 
-    python -m experiments.make                  all of it; --list says what, and what is done already
-    python -m experiments.make forms small      these parts alone
+    python -m experiments.make                all of it; --list says what, and what is done
+    python -m experiments.make forms small    these parts alone
 
 Each run is one command of train.py or describe.py, in a folder of its own under runs/results/. One
 that is finished is left as it is, and one that was stopped goes on: stop and start as you like. As
@@ -22,16 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).parents[1]
-
 import metrics
-from support.files import (InputError, progress_bar, reading, run_command, write_json,
-                    write_text)
 from compare import PARAMETERS, read_log, read_run, read_sentences
-from e2e_data import SPLITS, find_data, group_by_table, read_split
-from gpt2 import END
-from support.run_folder import is_finished, read_settings
+from e2e_data import read_split
 from experiments.slots import count, near_twice, share
+from support.files import (ROOT, InputError, blaming, progress_bar, run_command, write_json,
+                           write_text)
+from support.reading import SPLITS, find_data
+from support.run_folder import is_finished, read_settings
+from support.tokenizer import END
 
 RUNS = Path("runs/results")  # in the repository's root
 RESULTS = ROOT / "experiments/results"
@@ -210,7 +209,7 @@ def gather(run):
     if (folder / "run.json").exists():
         settings, log = read_settings(folder), read_log(folder / "log.jsonl")
         told["settings"] = {name: settings[name] for name in SETTINGS}
-        with reading(folder / "log.jsonl", f"is damaged; remove {folder}"):
+        with blaming(folder / "log.jsonl", f"is damaged; remove {folder}"):
             told["minutes"] = round(minutes(log), 1)
         told["validation"] = [[entry["step"], round(entry["validation_loss"], 4)]
                               for entry in log if "validation_loss" in entry]
@@ -219,9 +218,7 @@ def gather(run):
         told["scores"] = {name: finished.scores[name] for name in metrics.METRICS}
         told |= {name: finished.costs.get(name) for name in PARAMETERS}
     if run.part in ("e2e", "decoding"):
-        data = find_data("e2e")
-        tables = list(group_by_table(read_split(data, "test")))
-        said = dict(zip(tables, read_sentences(folder, len(tables), data)))
+        said = read_sentences(folder)
         told["faults"] = faults(said.items())
         told["says"] = said.get(SHOWN)  # README.md shows it
         if "settings" in told:
@@ -236,7 +233,7 @@ def minutes(log):
 
 
 def faults(pairs):
-    """How many values (table, sentence) leave out or contradict, by `experiments/slots.py`, in %."""
+    """How many values (table, sentence) leave out or contradict, as slots.py counts, in %."""
     counts = count(pairs)
     return {"left out": round(share(counts, None, "missing"), 1),
             "contradicted": round(share(counts, None, "contradicted"), 1),

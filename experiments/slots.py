@@ -11,14 +11,12 @@ something. A run says each table once; the references say some tables more often
 
 import argparse
 import re
-import sys
 from collections import Counter
-from pathlib import Path
 
-
-from support.files import InputError, run_command
 from compare import read_sentences, runs_in
-from e2e_data import find_data, group_by_table, read_split
+from e2e_data import read_split
+from support.files import InputError, run_command
+from support.reading import find_data
 
 
 def near(topic, value):
@@ -154,9 +152,12 @@ def main():
                         help="the data set (default: e2e)")
     args = parser.parse_args()
     examples = read_split(find_data(args.data), "test")
-    tables = list(group_by_table(examples))
-    said = {str(run): list(zip(tables, read_sentences(run, len(tables), args.data)))
-            for run in runs_in(args.runs)}
+    tables = {table for table, _ in examples}
+    said = {}
+    for run in runs_in(args.runs):
+        said[str(run)] = list(read_sentences(run).items())
+        if {table for table, _ in said[str(run)]} != tables:
+            raise InputError(f"{run} describes other tables than {args.data}'s test set has")
     said["the references"] = examples
     rows = {name: count(pairs) for name, pairs in said.items()}
 

@@ -5,15 +5,11 @@
 
 import argparse
 import re
-import sys
-from pathlib import Path
 from statistics import mean
 
-ROOT = Path(__file__).parents[1]
-
 import metrics
-from support.files import read_json, run_command, write_text
 from experiments.make import DECODERS, FEW_EXAMPLES, LENGTHS, RATES, RESULTS
+from support.files import ROOT, read_json, run_command, write_text
 
 DOCUMENTS = "README.md", "RESULTS.md"
 MODES = {"prefix": "prefix-tuning", "finetune": "fine-tuning"}

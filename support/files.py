@@ -1,6 +1,7 @@
-"""What the modules share about files: errors of one sentence, files whole or absent."""
+"""Errors of one sentence, commands, files that are whole or absent. The standard library alone."""
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -12,9 +13,6 @@ import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-from tqdm import tqdm
-
 ROOT = Path(__file__).parents[1]  # where models/ and data/ lie, wherever a command was started
 ASIDE = ".new-"  # folders that begin so hold what is being written
 
@@ -23,12 +21,18 @@ class InputError(ValueError):
     """A user's mistake: one sentence that says what is wrong, where, and what to do."""
 
 
-def run_command(main):
-    """Runs a module's main(); a user's mistake ends as one line on stderr, without a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's stream has no encoding of its own
-            stream.reconfigure(errors="backslashreplace")
-    plain, sys.stdout = sys.stdout, Printable(sys.stdout)
+# --------------------------------------------------------------------------------------------------
+# Commands
+# --------------------------------------------------------------------------------------------------
+
+
+def run_command(main, goes_on=False):
+    """Runs a module's main(); a user's mistake ends as one line on stderr, without a traceback.
+
+    goes_on    whether the work is worth doing when nobody reads what is printed any more
+    """
+    plain = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Printable(stream, goes_on) for stream in plain)
     try:
         for text in (*sys.argv, os.getcwd()):
             if any("\ud800" <= character <= "\udfff" for character in text):  # no JSON holds them
@@ -36,34 +40,34 @@ def run_command(main):
         main()
         sys.stdout.flush()
     except InputError as error:
-        sys.exit(f"error: {printable(str(error))}")
+        fail(error)
     except KeyboardInterrupt as error:
         print(f"\nstopped{error}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # whoever reads the output (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
-            raise
-        sys.exit("error: the GPU's memory is full; a smaller --batch-size (with another --out) or "
-                 "--decode-batch-size needs less")
+        pass
     except OSError as error:  # no space, no permission, no such file, a folder in a file's place
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(printable(f"error: {where}{error.strerror or error}"))
+        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_full(error):
+            raise
+        fail("the memory is full; a smaller --batch-size (with another --out) or "
+             "--decode-batch-size needs less")
     finally:
-        sys.stdout = plain
+        sys.stdout, sys.stderr = plain
 
 
-def command_line(words):
-    """Words as a line that can be pasted into a shell."""
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+def fail(sentence):
+    """Ends the command with a sentence on stderr, and status 1."""
+    sys.stdout.flush()
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(1)
 
 
-def seed_number(text):
-    """The seed that a command line gives: PyTorch takes what fits in 64 bits."""
-    if not -2**63 <= (number := int(text)) < 2**64:
-        raise argparse.ArgumentTypeError(f"{number} does not fit in 64 bits")
-    return number
+def is_memory_full(error):
+    """Whether an exception says that memory is full: the computer's or a GPU's."""
+    said = re.search("out of memory|allocate memory|not enough memory|bad_alloc", str(error))
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(said)
 
 
 class Printable:
@@ -73,11 +77,30 @@ class Printable:
     steer the terminal. What its encoding lacks is shown by its number.
     """
 
-    def __init__(self, stream):
-        self.stream = stream
+    def __init__(self, stream, goes_on=False):
+        self.stream = stream or open(os.devnull, "w")  # None where it was closed at the start
+        self.goes_on = goes_on
+        if hasattr(self.stream, "reconfigure"):  # a notebook's stream has no encoding of its own
+            self.stream.reconfigure(errors="backslashreplace")
 
     def write(self, text):
-        return self.stream.write(printable(text))
+        with self.while_read():
+            self.stream.write(printable(text))
+        return len(text)
+
+    def flush(self):
+        with self.while_read():
+            self.stream.flush()
+
+    @contextmanager
+    def while_read(self):
+        """Where nobody reads any more, what is written goes nowhere."""
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if not self.goes_on:
+                raise
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -91,9 +114,17 @@ def printable(text):
 
 def progress_bar(**options):
     """A bar on stderr, as tqdm draws it; in a file or a log, a line every half minute instead."""
-    if sys.stderr.isatty():
-        return tqdm(**options)
+    from tqdm import tqdm
+
+    stream = getattr(sys.stderr, "stream", sys.stderr)  # a bar goes back to its line's start
+    if stream.isatty() or is_notebook():
+        return tqdm(**options, file=stream)
     return tqdm(**options, file=Lines(sys.stderr), mininterval=30)
+
+
+def is_notebook():
+    """Whether a cell of Jupyter or Colab runs this; there a bar may move, too."""
+    return "ipykernel" in sys.modules
 
 
 class Lines:
@@ -111,18 +142,58 @@ class Lines:
         self.stream.flush()
 
 
+def command_line(words):
+    """Words as a line that can be pasted into a shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def seed_number(text):
+    """The seed that a command line gives: PyTorch takes what fits in 64 bits."""
+    if not -2**63 <= (number := int(text)) < 2**64:
+        raise argparse.ArgumentTypeError(f"{number} does not fit in 64 bits")
+    return number
+
+
+def format_rows(rows):
+    """Lines of a table: rows of (label, cells), the labels on the left, the cells on the right."""
+    width = max(len(label) for label, _ in rows)
+    widths = [max(map(len, column)) for column in zip(*(cells for _, cells in rows if cells))]
+    return [f"{label:<{width}}" + "".join(f"  {cell:>{n}}" for cell, n in zip(cells, widths))
+            for label, cells in rows]
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
 @contextmanager
 def write_aside(path):
-    """Gives a path to write to; moves it to `path` after a block without error, and not before."""
+    """Gives a path to write to; moves it to `path` after a block without error, and not before.
+
+    Raises InputError where the disk cannot take it.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=path.parent) as folder:
-        aside = Path(folder) / path.name
-        try:
+    with blaming_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=ASIDE, dir=path.parent) as folder:
+            aside = Path(folder) / path.name
             yield aside
-        except (RuntimeError, SafetensorError) as error:  # theirs where the disk is full
-            raise InputError(f"{path} cannot be written ({error}); is the disk full?") from error
-        move_into_place(aside, path)
+            move_into_place(aside, path)
+
+
+@contextmanager
+def blaming_disk(path):
+    """Makes an error of the disk, in a block that writes `path`, an InputError that names it."""
+    try:
+        yield
+    except Exception as error:
+        # PyTorch and safetensors have errors of their own for a disk that is full.
+        of_disk = isinstance(error, (OSError, RuntimeError)) and not is_memory_full(error)
+        if not of_disk and type(error).__name__ != "SafetensorError":
+            raise
+        raise InputError(f"{path} cannot be written ({first_line(error)}): make room, or give a "
+                         "folder on another disk") from error
 
 
 def move_into_place(aside, path):
@@ -135,13 +206,21 @@ def move_into_place(aside, path):
     with suppress(OSError):  # file systems that know no permissions
         aside.chmod(0o666 & ~mask)
     with open(aside, "rb+") as file:
-        os.fsync(file.fileno())
+        flush_to_disk(file.fileno())
     os.replace(aside, path)
     if os.name == "posix":  # the name, too, must reach the disk
         folder = os.open(path.parent, os.O_RDONLY)
-        with suppress(OSError):  # some file systems cannot do this for a folder
-            os.fsync(folder)
+        flush_to_disk(folder)
         os.close(folder)
+
+
+def flush_to_disk(descriptor):
+    """fsync, where the file system has it."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def write_text(path, text):
@@ -156,34 +235,54 @@ def write_json(path, value):
     write_text(path, text + "\n")
 
 
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def reading(path, wrong="is damaged; fetch it again"):
+def blaming(path, wrong="is damaged; fetch it again"):
     """Makes whatever goes wrong in a block that reads `path` an InputError that names it."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # a damaged file shows it anywhere, and by nearly any exception
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise InputError(f"{path} {wrong} ({reason})") from None
+        if is_memory_full(error):
+            raise
+        raise InputError(f"{path} {wrong} ({first_line(error)})") from None
+
+
+def first_line(error):
+    """What an exception says, in one line of at most 200 characters."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
 def read_json(path):
-    """The object that a JSON file holds; raises InputError naming file and line."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise InputError(f"{path}: not JSON that can be read ({error})") from None
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{path}: a JSON object was expected, but it is a {type(values).__name__}")
+    """The object that a JSON file holds. Raises InputError."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} is missing")
+    with blaming(path, "holds no JSON object that can be read"):
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+        if not isinstance(values, dict):
+            raise ValueError(f"it is a {type(values).__name__}")
     return values
+
+
+def refuse_constant(name):
+    """Python's json would read NaN and Infinity, which no JSON has."""
+    raise ValueError(f"{name} is no number")
+
+
+def check_file(path):
+    """The path of a file that is there. Raises InputError where it only stands for another."""
+    if not path.exists():
+        raise InputError(f"{path} is missing")
+    with open(path, "rb") as file:
+        if file.read(64).startswith(b"version https://git-lfs"):
+            raise InputError(f"{path} is a Git LFS pointer, not the file: run git lfs pull")
+    return path
 
 
 def sha256(path):

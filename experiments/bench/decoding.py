@@ -8,20 +8,20 @@ asks for), and one table at a time.
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-
 from beam import beam_search
 from experiments.bench.training import add_arguments, peak_flops, wait
 from experiments.bench.twins import hugging_face_twin
+from support.bases import PUBLISHED
+from support.devices import pick_device
 from support.files import InputError, run_command
-from e2e_data import encode_table, find_data, group_by_table, read_split
-from gpt2 import GPT2, SIZES, load_tokenizer, pick_device
+from support.reading import find_data
+from e2e_data import encode_table, group_by_table, read_split
+from gpt2 import GPT2, GPT2Config, load_tokenizer
 
 NUM_BEAMS = 5
 
@@ -87,7 +87,7 @@ def main():
     torch.manual_seed(0)
     device, length = pick_device(args.device), args.max_new_tokens
     with device:
-        model = GPT2(SIZES[args.model]).eval()
+        model = GPT2(GPT2Config(**PUBLISHED[args.model])).eval()
     twin = hugging_face_twin(model)
     tokenizer = load_tokenizer(args.tokenizer)
     tables = list(group_by_table(read_split(find_data(args.data), "test")))

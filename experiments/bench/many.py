@@ -1,7 +1,7 @@
 """Many tasks with one frozen model: what a batch costs in which each row has a prefix of its own.
 
-    python -m experiments.bench.many                      GPT-2 Medium's shape, random weights, 16 prefixes
-    python -m experiments.bench.many --model tiny         quick
+    python -m experiments.bench.many                GPT-2 Medium's shape, random weights
+    python -m experiments.bench.many --model tiny   quick
 
 The same tables of as many tasks as there are prefixes are described in three ways: in one batch;
 one task after the other; and one adapter after the other with PEFT's set_adapter and `generate`.
@@ -10,7 +10,6 @@ The three are timed in turn. <|endoftext|> is banned everywhere, so that all wri
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -20,9 +19,12 @@ ROOT = Path(__file__).parent.parent
 
 from beam import beam_search
 from experiments.bench.twins import hugging_face_twin
+from support.bases import PUBLISHED
+from support.devices import pick_device
 from support.files import InputError, run_command
-from e2e_data import encode_table, find_data, group_by_table, read_split
-from gpt2 import GPT2, SIZES, load_config, load_tokenizer, pick_device
+from support.reading import find_data
+from e2e_data import encode_table, group_by_table, read_split
+from gpt2 import GPT2, GPT2Config, load_config, load_tokenizer
 from prefix import Prefix, stack_pasts
 
 NUM_BEAMS = 5
@@ -85,7 +87,7 @@ def main():
     parser = argparse.ArgumentParser(
         description="Many prefixes in one batch, against one after the other, and against PEFT.")
     add = parser.add_argument
-    add("--model", default="gpt2-medium", choices=("tiny", *SIZES),
+    add("--model", default="gpt2-medium", choices=("tiny", *PUBLISHED),
         help="the shape, with random weights (default: %(default)s)")
     add("--tasks", type=int, default=16, metavar="N", help="prefixes (default: %(default)s)")
     add("--tables", type=int, default=1, metavar="K", help="of each task (default: %(default)s)")
@@ -103,7 +105,7 @@ def main():
         raise InputError("all numbers must be at least 1")
     torch.manual_seed(0)
     device, tokenizer = pick_device(args.device), load_tokenizer(args.tokenizer)
-    config = SIZES.get(args.model) or load_config(args.model)
+    config = load_config("tiny") if args.model == "tiny" else GPT2Config(**PUBLISHED[args.model])
     with device:
         model = GPT2(config).eval()
         prefixes = [Prefix(config, args.prefix_length, form="direct") for _ in range(args.tasks)]

@@ -13,18 +13,19 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
-
 from experiments.bench.twins import hugging_face_twin, peft_twin
+from support.bases import PUBLISHED
 from support.files import InputError, run_command
-from e2e_data import (encode_example, find_data, make_batch, read_split,
+from support.reading import find_data
+from e2e_data import (encode_example, make_batch, read_split,
                       shuffled_batches)
-from gpt2 import GPT2, SIZES, load_tokenizer, pick_device
+from gpt2 import GPT2, GPT2Config, load_tokenizer
 from prefix import Prefix, count_parameters
-from train import make_optimizer, peak_memory, reset_peak_memory, train_step
+from support.devices import peak_memory, pick_device, reset_peak_memory
+from train import make_optimizer, train_step
 
 BATCH_SIZE, PREFIX_LENGTH, LEARNING_RATE = 10, 5, 5e-5
 
@@ -123,7 +124,7 @@ def wait(device):
 
 def add_arguments(parser):
     """What to measure with, for this benchmark and for experiments/bench/decoding.py."""
-    parser.add_argument("--model", default="gpt2-medium", choices=SIZES,
+    parser.add_argument("--model", default="gpt2-medium", choices=PUBLISHED,
                         help="the shape (default: gpt2-medium)")
     parser.add_argument("--data", default="sample", metavar="e2e|sample|DIR",
                         help="default: sample")
@@ -136,7 +137,7 @@ def make(args, mode):
     torch.manual_seed(0)
     device = pick_device(args.device)
     with device:
-        model = GPT2(SIZES[args.model])
+        model = GPT2(GPT2Config(**PUBLISHED[args.model]))
         prefix = Prefix(model.config, PREFIX_LENGTH) if mode == "prefix" else None
     tokenizer = load_tokenizer(args.tokenizer)
     examples = read_split(find_data(args.data), "train")
@@ -203,7 +204,8 @@ def main():
     memory = {}  # GiB
     for mode in modes:
         for name in BOTH:
-            command = [sys.executable, __file__, *sys.argv[1:], "--mode", mode, "--only", name]
+            command = [sys.executable, "-m", "experiments.bench.training", *sys.argv[1:],
+                       "--mode", mode, "--only", name]
             done = subprocess.run(command, stdout=subprocess.PIPE)
             if done.returncode:  # it has said why
                 sys.exit(done.returncode)

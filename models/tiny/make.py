@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository
 
-from support.files import InputError, read_json, run_command, write_aside, write_text  # noqa: E402
 from e2e_data import tokenise_text, tokenise_value  # noqa: E402
-from gpt2 import (GPT2, GPT2Config, autocast, load_tokenizer, pick_device,  # noqa: E402
-                  save_model)
+from gpt2 import GPT2, GPT2Config, load_tokenizer, save_model  # noqa: E402
+from support.devices import autocast, pick_device  # noqa: E402
+from support.files import InputError, read_json, run_command, write_aside, write_text  # noqa: E402
 
 N_VOCAB, N_CTX, N_EMBD, N_HEAD, N_LAYER = 4096, 512, 256, 4, 6
 TOKENS_PER_STEP = 2048
@@ -304,7 +304,7 @@ def write_rows(source, tokenizer, number, length, seed):
         task, row, in_sentence = Task(source, rng), [], []
         while len(row) <= length:
             for part, is_sentence in zip(task.write(), (False, True)):
-                encoded = tokenizer.encode_ordinary(" " + part) + [tokenizer.eot_token]
+                encoded = tokenizer.encode_text(" " + part) + [tokenizer.eot_token]
                 row += encoded
                 in_sentence += [is_sentence] * len(encoded)
         tokens.append(row[: length + 1])
@@ -362,11 +362,12 @@ def row_loss(model, tokens, has_loss, first):
     """
     device, T = model.wte.weight.device, tokens.shape[1] - 1
     positions = first + torch.arange(T)  # [B, T]
-    (wanted,) = torch.where(has_loss[:, 1:].flatten())  # [M]: behind which of the B * T is loss
+    (wanted,) = torch.where(has_loss[:, 1:].flatten())  # [M]: after which of the B * T is loss
     targets = tokens[:, 1:].flatten()[wanted]  # [M]
     # All of this was found on the host, so that the device never waits to tell how many there are.
     tokens, positions = tokens[:, :-1].to(device), positions.to(device)
-    logits = model(tokens, positions=positions, wanted=wanted.to(device))  # [M, n_vocab]
+    logits = model(tokens, positions=positions)  # [B, T, n_vocab]
+    logits = logits.flatten(0, 1)[wanted.to(device)]  # -> [M, n_vocab]
     return F.cross_entropy(logits, targets.to(device))
 
 

@@ -1,0 +1,51 @@
+"""Where it is computed: devices, the numbers they multiply, the memory they take."""
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from support.files import InputError
+
+
+def pick_device(name):
+    """The torch.device for "auto" (a GPU where there is one), "cpu", "cuda:1", ...
+
+    Raises InputError where it cannot be used here.
+    """
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the device {name!r} cannot be used here ({reason})") from None
+
+
+def autocast(device, dtype):
+    """A context in which, for "bfloat16", products are computed in it; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def reset_peak_memory(device):
+    """From here on `peak_memory` counts anew, so that of several runs each has its own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (path := Path("/proc/self/clear_refs")).exists():
+        with suppress(OSError):  # where it is not allowed, runs share their peak
+            path.write_text("5")
+
+
+def peak_memory(device):
+    """The most memory held since `reset_peak_memory`, in bytes: the GPU's, or the process's.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    path = Path("/proc/self/status")  # Linux
+    found = re.search(r"VmHWM:\s*(\d+) kB", path.read_text()) if path.exists() else None
+    return int(found[1]) * 1024 if found else None

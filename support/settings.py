@@ -1,0 +1,148 @@
+"""The settings of a run: what each means, its default and its choices, each written once.
+
+A program makes `Settings(mode="prefix", model="tiny")`; the command line is made from the same
+fields; run.json holds them.
+"""
+
+import math
+import types
+from dataclasses import MISSING, dataclass, field, fields
+
+from support.bases import count_weights, read_config
+from support.files import InputError, seed_number
+
+LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
+                 "finetune": 5e-5}  # and its fine-tuning
+SMALL = 50_000_000  # parameters; a smaller base wants more:
+SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 1e-3, "direct": 0.1, "finetune": 1e-3}
+
+
+def setting(default=MISSING, **told):
+    """A field with a default and what argparse is told of it; several: a run for each value."""
+    return field(default=default, metadata=told)
+
+
+@dataclass
+class Settings:
+    """All that decides what a run's result is."""
+
+    mode: str = setting(choices=("prefix", "finetune"), help="what is trained")
+    model: str = setting("gpt2-medium", metavar="NAME|DIR", help="the base: tiny, gpt2, "
+                         "gpt2-medium, gpt2-large, gpt2-xl (downloaded on first use) or a folder")
+    data: str = setting("e2e", metavar="e2e|sample|DIR",
+                        help="e2e (downloaded on first use), sample or a folder")
+    epochs: int = setting(5, metavar="N", help="how often each example is read")
+    lr: float | None = setting(
+        None, metavar="RATE", help="AdamW's learning rate, which falls linearly to 0 (default: "
+        f"{LEARNING_RATE['network']} prefix, {LEARNING_RATE['finetune']} finetune, as in the paper;"
+        f" for a base of fewer than {SMALL // 10**6} million parameters "
+        f"{SMALL_LEARNING_RATE['network']} prefix, {SMALL_LEARNING_RATE['per-layer']} with a "
+        f"network per layer, {SMALL_LEARNING_RATE['direct']} direct, "
+        f"{SMALL_LEARNING_RATE['finetune']} finetune)")
+    batch_size: int = setting(10, metavar="N", help="examples a step")
+    warmup_steps: int = setting(0, metavar="N", help="steps in which the learning rate rises first")
+    max_examples: int | None = setting(None, metavar="N", help="train on at most so many examples, "
+                                       "drawn by the seed (default: all)")
+    keep: str = setting("last", choices=("last", "best"), help="the state after the last epoch, or "
+                        "after that of the lowest validation loss")
+    prefix_length: int = setting(5, metavar="P", several=True, help="positions of the prefix; of "
+                                 "several a run each, and a figure of score against length")
+    prefix_form: str = setting("network", choices=("network", "per-layer", "direct"), help="what "
+                               "makes its keys and values: one network, one for each layer, or "
+                               "none: they themselves are trained")
+    prefix_hidden: int | None = setting(None, metavar="N", help="width of the networks that make "
+                                        "the prefix (default: 512, per-layer 800)")
+    prefix_words: str | None = setting(
+        None, metavar="TEXT", help="the prefix starts from what the model makes of this text, "
+        "repeated to the prefix's length; it may hold <|endoftext|> (default: random numbers)")
+    clip: float = setting(1.0, metavar="NORM", help="the most that the gradient's norm may be")
+    max_steps: int | None = setting(None, metavar="N", help="stop after so many steps; the learning"
+                                    " rate falls to 0 by then (default: all epochs' steps)")
+    seed: int = setting(0, metavar="N", type=seed_number, several=True, help="what is drawn at "
+                        "random; of several a run each, and their mean and spread")
+    dtype: str = setting("float32", choices=("float32", "bfloat16"),
+                         help="bfloat16 (autocast) is for GPUs")
+    num_beams: int = setting(5, metavar="K", help="beams of the search")
+    length_penalty: float = setting(1.0, metavar="A", help="a beam's score is divided by its length"
+                                    " to this power")
+    max_new_tokens: int = setting(100, metavar="N", help="the longest sentence, in tokens")
+
+    def check(self):
+        """Raises InputError where a value is none that a run can have. Returns self."""
+        for one in fields(self):
+            value, option = getattr(self, one.name), option_of(one.name)
+            allowed = types_of(one)
+            if type(value) not in allowed:
+                names = " or ".join(kind.__name__ for kind in allowed)
+                raise InputError(f"{option} must be {names}, but is {value!r}")
+            choices = one.metadata.get("choices")
+            if choices and value not in choices:
+                raise InputError(f"{option} must be one of {', '.join(choices)}, but is {value!r}")
+            if isinstance(value, (int, float)) and one.name not in ("seed", "length_penalty"):
+                may_be_0 = one.name == "warmup_steps"
+                if not 0 <= value < math.inf or value == 0 and not may_be_0:
+                    raise InputError(f"{option} must be {'0 or more' if may_be_0 else 'above 0'} "
+                                     f"and finite, but is {value}")
+        changed = [option_of(one.name) for one in fields(self) if one.name.startswith("prefix_")
+                   and getattr(self, one.name) != one.default]
+        if self.mode == "finetune" and changed:
+            raise InputError(f"{', '.join(changed)}: fine-tuning has no prefix")
+        if self.prefix_form == "direct" and self.prefix_hidden:
+            raise InputError("--prefix-hidden: a direct prefix has no network")
+        return self
+
+
+DECODER = {one.name: one.default for one in fields(Settings)  # as Li & Liang decode E2E
+           if one.name in ("num_beams", "length_penalty", "max_new_tokens")}
+
+
+def option_of(name):
+    return "--" + name.replace("_", "-")
+
+
+def types_of(one):
+    """The types that a field's value may have; a whole number will do for any number."""
+    kinds = one.type.__args__ if isinstance(one.type, types.UnionType) else (one.type,)
+    return (*kinds, int) if float in kinds else kinds
+
+
+def add_arguments(parser, names=None, several=False):
+    """Adds an argument for each field of Settings, or for those of `names`.
+
+    several    whether a field that may have several values takes them, as a list
+    """
+    for one in fields(Settings):
+        if names is not None and one.name not in names:
+            continue
+        told = dict(one.metadata)
+        takes_several = told.pop("several", False) and several
+        if one.default is MISSING:
+            told["required"] = True
+        elif one.default is not None:
+            told["help"] += f" (default: {one.default})"
+        if "choices" not in told:
+            told.setdefault("type", types_of(one)[0])
+        default = None if one.default is MISSING else one.default
+        if takes_several:
+            told, default = told | {"nargs": "+"}, [default]
+        parser.add_argument(option_of(one.name), default=default, **told)
+
+
+def settings_of(args, **changes):
+    """The Settings in parsed arguments, with some changed."""
+    return Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)} | changes)
+
+
+def default_learning_rate(settings):
+    """The learning rate for what is trained, by the size of the base."""
+    is_small = count_weights(read_config(settings.model)) < SMALL
+    rates = SMALL_LEARNING_RATE if is_small else LEARNING_RATE
+    return rates[settings.prefix_form if settings.mode == "prefix" else "finetune"]
+
+
+def add_device_arguments(parser):
+    """How many tables are described at once, and where."""
+    parser.add_argument("--decode-batch-size", type=int, default=64, metavar="N", help="tables"
+                        " described at once; fewer need less memory (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU where there is one),"
+                        " cpu, cuda, mps, ...")

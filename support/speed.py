@@ -1,0 +1,112 @@
+"""The same logits in less time: no work on padding, nor on logits that nobody wants.
+
+The lesson can be read without it. `GPT2.forward` is the idea, on a batch [B, T, n_embd]; what
+stands here is the same sum, made of the model's own parts, and a test holds the one to the other.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def pad(rows, device="cpu"):
+    """Token lists of any lengths as (tokens int [B, T], padded on the right, places int [N]).
+
+    `places` says where in B * T the real tokens stand. It is counted from the lengths, which the
+    host knows, so that no step waits for the device to tell how many there are.
+    """
+    T = max(map(len, rows))
+    tokens = torch.zeros(len(rows), T, dtype=torch.long)
+    places = []
+    for row, its_tokens in enumerate(rows):
+        tokens[row, : len(its_tokens)] = torch.tensor(its_tokens)
+        places += range(row * T, row * T + len(its_tokens))
+    return tokens.to(device), torch.tensor(places).to(device)
+
+
+def wanted_logits(model, tokens, places, wanted, past=None, positions=None, mask=None,
+                  return_past=False):
+    """The logits [M, n_vocab] that some of a padded batch's tokens predict.
+
+    It is `model(tokens, past, positions, mask).flatten(0, 1)[wanted]`. But all layers except
+    attention work on single tokens, and here they do so on the N real ones, as one long row; only
+    for attention are these put into B rows of T. In E2E's random batches of 10, 28% of all cells
+    are padding. After the last attention only the M wanted tokens are worked on.
+
+    places   int [N]: where in B * T the real tokens stand, in their order
+    wanted   int [M]: where in B * T the tokens stand whose logits are wanted; each is a real one
+    The other arguments, and what return_past adds, are those of `GPT2.forward`.
+    """
+    B, T = tokens.shape
+
+    def pack(x):
+        return x.flatten(0, 1)[places]  # [B, T, n] -> [B * T, n] -> [N, n]
+
+    def unpack(x):
+        padded = x.new_zeros(B * T, x.shape[1])
+        padded[places] = x  # [N, n] -> [B * T, n]; index_copy would keep x for backward
+        return padded.unflatten(0, (B, T))  # -> [B, T, n]
+
+    x = pack(model.embed(tokens, past, positions))  # [B, T] -> [N, n_embd]
+    visible = model.visible(tokens, past, mask)
+    presents = []
+    for layer, block in enumerate(model.h):
+        q, k, v = block.attn.c_attn(block.ln_1(x)).chunk(3, dim=1)  # three times [N, n_embd]
+        layer_past = None if past is None else past[layer]
+        attended, present = block.attn.attend(unpack(q), unpack(k), unpack(v), layer_past, visible)
+        x = x + block.attn.c_proj(pack(attended))
+        if layer == len(model.h) - 1:  # from here on no token looks at another
+            x = x[torch.searchsorted(places, wanted)]  # [N, n_embd] -> [M, n_embd]
+        x = x + block.mlp(block.ln_2(x))
+        presents.append(present)
+    logits = F.linear(model.ln_f(x), model.wte.weight)  # -> [M, n_vocab]
+    return (logits, presents) if return_past else logits
+
+
+class Growing:
+    """Keys (or values) of a past that grows token by token, for a past that needs no gradient.
+
+    It is a tensor with room at its end: a step copies what is new, and not all that was there.
+    """
+
+    ROOM = 64  # tokens
+
+    def __init__(self, tensor):
+        self.data, self.length = tensor, tensor.shape[2]
+
+    @property
+    def shape(self):
+        B, n_head, _, head_dim = self.data.shape
+        return torch.Size((B, n_head, self.length, head_dim))
+
+    def append(self, present):
+        end = self.length + present.shape[2]
+        if end > self.data.shape[2]:
+            B, n_head, _, head_dim = self.data.shape
+            longer = self.data.new_empty(B, n_head, end + self.ROOM, head_dim)
+            longer[:, :, : self.length] = self.data[:, :, : self.length]
+            self.data = longer
+        self.data[:, :, self.length : end] = present
+        self.length = end
+        return self.data[:, :, :end]
+
+    def keep(self, rows):
+        """Makes row rows[i] row i, and drops the others.
+
+        Only rows that change their place are copied: give them an order in which few do.
+        """
+        moved = [i for i, row in enumerate(rows) if row != i]
+        self.data[moved] = self.data[[rows[i] for i in moved]]
+        self.data = self.data[: len(rows)]
+
+
+def rows_that_stay(is_over):
+    """The rows of a batch that go on, in an order in which few move: the last ones take the places
+    of those that are over.
+
+    >>> rows_that_stay([False, True, False, False])
+    [0, 3, 2]
+    """
+    going_on = [row for row, over in enumerate(is_over) if not over]
+    stay = set(range(len(going_on))) & set(going_on)
+    movers = [row for row in going_on if row not in stay]
+    return [row if row in stay else movers.pop() for row in range(len(going_on))]
