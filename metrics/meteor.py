@@ -319,44 +319,9 @@ class Pair:
                 matched[4 * module + 2 * function + 1] += 1
             chunks += (i, j) != ends
             ends = i + n_output, j + n_reference
-        return self._statistics(matched, chunks)
-
-    def _statistics(self, matched, chunks):
         output, reference = self.output.functions, self.reference.functions
         return (len(output), len(reference), sum(output), sum(reference), *matched,
                 chunks, sum(matched[0::2]), sum(matched[1::2]))
-
-    def limit(self):
-        """A score that no alignment of the two can exceed; no search is needed for it.
-
-        It is what would be if every word were matched that can be (with an equal word as long as
-        the other side has one left, else with a synonym), in only those chunks that the fixed
-        matches enforce. A chunk must end between two of them if the second does not stand behind
-        the first in the output, if a word between them has no candidate, or if more words are
-        between them on one side than on the other and no candidate makes up for it.
-        """
-        elastic = any(n_output != n_reference for matches in self.candidates
-                      for _, n_output, n_reference, _ in matches)
-        chunks, i_end, j_end = 1, None, None
-        for j, (i, n_output, n_reference, _) in self.fixed.items():
-            if i_end is not None:
-                unmatched = 0 in self.of_output[i_end:i] or 0 in self.of_reference[j_end:j]
-                shifted = not elastic and i - i_end != j - j_end
-                chunks += i < i_end or unmatched or shifted
-            i_end, j_end = i + n_output, j + n_reference
-        matched = [0] * 16
-        sides = ((self.output, self.reference, self.of_output),
-                 (self.reference, self.output, self.of_reference))
-        for side, (text, other, covered) in enumerate(sides):
-            partners = dict(other.counts)
-            related = {word for word, n in zip(text.keys, covered) if n > partners.get(word, 0)}
-            for function, word in text.words:
-                if partners.get(word):
-                    partners[word] -= 1
-                    matched[4 * EXACT + 2 * function + side] += 1
-                elif word in related:
-                    matched[4 * SYNONYM + 2 * function + side] += 1
-        return score(self._statistics(matched, chunks))
 
 
 # --- The score
@@ -440,24 +405,9 @@ class Meteor:
         rows = []
         for tokens, group in zip(outputs, self.references, strict=True):
             output = Output(tokens, self.lexicon, paraphrases)
-            rows.append(best_statistics([Pair(output, prepare(reference)) for reference in group]))
+            pairs = [Pair(output, prepare(reference)) for reference in group]
+            rows.append(max((pair.statistics() for pair in pairs), key=score))
         return rows
-
-
-def best_statistics(pairs):
-    """The 23 numbers of the pair with the highest score; of equals, the first.
-
-    Most pairs need no search: the pairs are tried by their limits, the highest first, and once a
-    limit is below the best score so far, what is left cannot be better or as good.
-    """
-    best = (-1.0,)
-    limits = [(pair.limit(), -number) for number, pair in enumerate(pairs)]
-    for limit, number in sorted(limits, reverse=True):
-        if limit < best[0] - 1e-9:  # a margin for rounding
-            break
-        statistics = pairs[-number].statistics()
-        best = max(best, (score(statistics), number, statistics))
-    return best[-1]
 
 
 def prepare(references):

@@ -26,35 +26,27 @@ def rouge_l(references, outputs):
     for group, output in zip(references, outputs):
         output = output.split(" ")  # an empty text is one empty token
         group = [reference.split(" ") for reference in group]
-        common = longest_common_subsequences(output, group)
-        precision = max(length / len(output) for length in common)
+        common = [longest_common_subsequence(output, reference) for reference in group]
+        precision = max(common) / len(output)
         recall = max(length / len(reference) for length, reference in zip(common, group))
         total = recall + BETA**2 * precision
         segments.append((1 + BETA**2) * precision * recall / total if total else 0.0)
     return sum(segments) / len(segments), segments
 
 
-def longest_common_subsequences(output, references):
-    """The lengths of the longest common subsequences of an output and each of some references.
+def longest_common_subsequence(a, b):
+    """The length of the longest common subsequence of two lists of tokens.
 
-    output: a list of tokens, references: a list of such lists; returns a list of int. The usual
-    table of lengths has a row for each token of the reference and a column for each of the output.
-    From one column to the next a length grows by 0 or 1, so a row is an integer whose bit is 0
-    where it grows, and all of the next row comes from a few operations on it (Crochemore et al.
-    2001; Hyyrö 2004).
+    In the table, lengths[j] is that of what has been read of a with the first j tokens of b.
 
-    >>> longest_common_subsequences("a b c d".split(), ["a c b d".split(), "d x".split()])
-    [3, 1]
+    >>> longest_common_subsequence("a b c d".split(), "a c b d".split())
+    3
     """
-    places = {}  # token -> the columns it stands at, as bits
-    for column, token in enumerate(output):
-        places[token] = places.get(token, 0) | 1 << column
-    every = (1 << len(output)) - 1
-    lengths = []
-    for reference in references:
-        row = every
-        for token in reference:
-            equal = row & places.get(token, 0)
-            row = (row + equal | row - equal) & every
-        lengths.append(len(output) - bin(row).count("1"))
-    return lengths
+    lengths = [0] * (len(b) + 1)
+    for token in a:
+        diagonal = 0  # the length without this token of a, and without the one of b
+        for j, other in enumerate(b):
+            above = lengths[j + 1]
+            lengths[j + 1] = diagonal + 1 if token == other else max(lengths[j], above)
+            diagonal = above
+    return lengths[-1]
