@@ -18,9 +18,8 @@ URL = (  # in the repository of the challenge's scripts
 def main():
     description = __doc__.split("\n")[0]
     argparse.ArgumentParser("python -m metrics.download", description=description).parse_args()
-    for name, (_, known_sha256) in KNOWN.items():
-        if not (OWN_FOLDER / name).exists():
-            download(f"{URL}/{name}", OWN_FOLDER / name, known_sha256)
+    for name, (known_size, known_sha256) in KNOWN.items():
+        download(f"{URL}/{name}", OWN_FOLDER / name, known_sha256, known_size)
         check(OWN_FOLDER / name, name)
     print(f"METEOR's data are in {OWN_FOLDER}")
 

@@ -16,13 +16,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from support import downloads as download_module  # noqa: E402
-import gpt2  # noqa: E402
-from support.files import InputError  # noqa: E402
-from support.downloads import download  # noqa: E402
+from conftest import ROOT
+from support import bases
+from support import downloads as download_module
+from support.downloads import download
+from support.files import InputError
 
 CONTENT = random.Random(0).randbytes(300_000)
 SMALL = b"abcdefghijklmnopqrstuvwxyz" * 2
@@ -117,7 +115,7 @@ def always(status, body=b"", end=None, **headers):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Pauses that nobody notices, and no proxy but the test's own."""
-    for name, value in {"STALLED": 0.3, "PAUSE": 0.001, "LONGEST_PAUSE": 0.02}.items():
+    for name, value in {"STALLED": 0.3, "PAUSE": 0.001}.items():
         monkeypatch.setattr(download_module, name, value)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -153,9 +151,6 @@ def test_an_answer_that_is_cut_at_any_byte_of_its_head_or_body_is_gone_on_with(p
     length = len(good(SMALL)(0)[0])
     for cut in range(length):
         with Server(good(SMALL, cut, end), good(SMALL)) as server:
-            if 0 < cut < len("HTTP/1.1 200"):  # what came is no HTTP: said at once
-                with contextlib.suppress(InputError):
-                    download(server.url, path)
             download(server.url, path)
         assert path.read_bytes() == SMALL and names(path.parent) == ["file"], cut
         came = max(0, cut - (length - len(SMALL)))
@@ -169,8 +164,6 @@ def test_an_answer_to_a_range_that_is_cut_at_any_byte_is_gone_on_with(path):
     for cut in range(len(good(SMALL)(9)[0])):
         path.with_name("file.part").write_bytes(SMALL[:9])
         with Server(good(SMALL, cut), good(SMALL)) as server:
-            if 0 < cut < len("HTTP/1.1 206"):
-                fails(server.url, path)
             download(server.url, path, sha256(SMALL))
         assert path.read_bytes() == SMALL and names(path.parent) == ["file"], cut
         path.unlink()
@@ -209,25 +202,11 @@ def test_a_chunked_answer_that_is_cut_is_gone_on_with_to_the_byte(path):
         path.unlink()
 
 
-@pytest.mark.parametrize("status", ["429 Too Many", "503 Busy", "500 Oh", "502 Bad", "504 Late"])
+@pytest.mark.parametrize("status", ["429 Too Many", "503 Busy"])
 def test_a_busy_server_is_asked_again(path, status):
-    with Server(always(status), always(status, Retry_After="nonsense"), good()) as server:
+    with Server(always(status), always(status), good()) as server:
         download(server.url, path)
     assert path.read_bytes() == CONTENT
-
-
-def test_a_server_is_asked_again_when_it_says_but_not_after_a_long_wait(path, monkeypatch):
-    pauses = []
-    monkeypatch.setattr(download_module, "LONGEST_PAUSE", 60)
-    monkeypatch.setattr(download_module.time, "sleep", pauses.append)
-    with Server(always("503 Busy", Retry_After="40"), always("503 Busy"), good()) as server:
-        download(server.url, path)
-    assert pauses == [40, 0.004]
-    path.unlink()
-    for after in ("61", "9" * 5000):
-        with Server(always("429 Too Many", Retry_After=after)) as server:
-            assert "429" in fails(server.url, path)
-        assert len(server.asked) == 1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -290,29 +269,22 @@ def test_nothing_is_no_file(path, headers):
     assert names(path.parent) == []
 
 
-@pytest.mark.parametrize("first, second", [('"a"', '"b"'), ('W/"a"', 'W/"b"')])
-@pytest.mark.parametrize("one_call", [True, False])
-def test_a_file_that_changed_on_the_server_is_fetched_anew(path, first, second, one_call):
-    old, new = SMALL, SMALL.upper()
-    cut = len(good(old, ETag=first)(0)[0]) - 20
-    if one_call:
-        with Server(good(old, cut, ETag=first), good(new, ETag=second)) as server:
-            download(server.url, path)
-    else:
-        with Server(good(old, cut, ETag=first), always("404 Gone")) as server:
-            fails(server.url, path)
-        with Server(good(new, ETag=second)) as server:
-            download(server.url, path)
-    assert path.read_bytes() == new and names(path.parent) == ["file"]
+def test_an_answer_without_an_end_ends_and_nothing_of_it_is_kept(path, monkeypatch):
+    """Each claims ten bytes more and sends forty; or all that it has, for ever."""
+    monkeypatch.setattr(download_module, "MOST", 50)
 
+    def liar(start):
+        if not start:
+            return message("200 OK", b"x" * 40, Content_Length=50), None
+        span = f"bytes {start}-{start + 9}/50"
+        return message("206 Partial Content", b"x" * 40, Content_Range=span), None
 
-def test_a_file_that_did_not_change_on_the_server_is_gone_on_with_by_the_next_command(path):
-    cut = len(good(SMALL, ETag='"a"')(0)[0]) - 20
-    with Server(good(SMALL, cut, ETag='"a"'), always("404 Gone")) as server:
-        fails(server.url, path)
-    with Server(good(SMALL, ETag='"a"')) as server:
-        download(server.url, path)
-    assert path.read_bytes() == SMALL and names(path.parent) == ["file"] and server.asked == [32]
+    for known in ((sha256(SMALL), 50), (sha256(SMALL), None), (None, None)):
+        for answer in (liar, always("200 OK", CONTENT)):
+            with Server(answer) as server:
+                assert "more came" in fails(server.url, path, *known)
+            assert len(server.asked) <= 12
+            path.with_name("file.part").unlink(missing_ok=True)
 
 
 def test_a_part_that_is_too_long_is_thrown_away_and_one_that_is_whole_becomes_the_file(path):
@@ -329,7 +301,8 @@ def test_a_part_that_is_too_long_is_thrown_away_and_one_that_is_whole_becomes_th
 def test_another_file_than_the_known_one_is_refused_and_removed(path, known):
     for content in (SMALL + b"?", SMALL[:-1], b"log in, please" * 9):
         with Server(good(content)) as server:
-            assert "is not the known file" in fails(server.url, path, *known)
+            sentence = fails(server.url, path, *known)
+        assert "is not the known file" in sentence or "more came than" in sentence
         assert names(path.parent) == []
 
 
@@ -344,10 +317,10 @@ def test_the_web_page_of_a_network_that_wants_a_log_in_is_no_file_and_harms_no_p
 
 
 def test_the_sizes_of_openais_weights_are_those_of_float32s_in_published_shapes():
-    for name, (_, n_bytes) in gpt2.OPENAI_FOLDERS.items():
-        c = gpt2.SIZES[name]
-        layer = 12 * c.n_embd**2 + 13 * c.n_embd  # 4 matrices, 4 biases, 2 norms
-        assert n_bytes == 4 * ((c.n_vocab + c.n_ctx + 2) * c.n_embd + c.n_layer * layer)
+    for name, (_, n_bytes) in bases.OPENAI_FOLDERS.items():
+        n_vocab, n_ctx, n_embd, _, n_layer = (bases.PUBLISHED[name][size] for size in bases.SIZES)
+        layer = 12 * n_embd**2 + 13 * n_embd  # 4 matrices, 4 biases, 2 norms
+        assert n_bytes == 4 * ((n_vocab + n_ctx + 2) * n_embd + n_layer * layer)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -387,7 +360,7 @@ def test_what_is_no_answer_is_one_sentence(path, kind):
         sentence = fails(server.url, path)
     assert "run the same command again" in sentence and f"by hand into {path.parent}/" in sentence
     assert names(path.parent) == [] and sentence.isprintable()
-    assert len(server.asked) <= 12
+    assert len(server.asked) <= 5 * download_module.TRIES  # a redirect is followed four times
 
 
 def test_a_redirect_is_followed_with_the_range(path):
@@ -445,7 +418,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_what_came_is_kept(path):
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 1 and "Traceback" not in errors
         last = errors.splitlines()[-1]
-        assert last.startswith("error: ") and f"{path.parent}/" in last and "too large" in last
+        assert last.startswith(f"error: {path} cannot be written") and "too large" in last
         assert CONTENT.startswith(path.with_name("file.part").read_bytes())
         assert names(path.parent) == ["file.part"]
         download(server.url, path)
@@ -460,15 +433,15 @@ def test_a_folder_that_may_not_be_written_to_is_one_sentence_that_names_it():
         process = start(server.url, path, "if os.geteuid() == 0: os.setuid(65534)")
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1 and errors.count("\n") == 1, errors
-    where = f"error: {path.parent}/, where {server.url} shall lie, cannot be written to (Permission"
-    assert errors.startswith(where)
+    assert errors.startswith(f"error: {path} cannot be written ([Errno 13] Permission")
     assert server.asked == []
 
 
 def test_a_file_in_the_folders_place_is_one_sentence(tmp_path):
     (tmp_path / "folder").write_text("a file")
     with Server(good()) as server:
-        assert "cannot be written" in fails(server.url, tmp_path / "folder" / "below" / "file")
+        with pytest.raises(InputError, match="folder/below/file cannot be written"):
+            download(server.url, tmp_path / "folder" / "below" / "file")
 
 
 @posix
@@ -533,8 +506,9 @@ def test_the_locks_file_is_removed_before_the_lock_is_released(path, monkeypatch
 def test_many_at_once_with_failures_among_them_end_in_one_right_file(path):
     """Whoever fails releases the lock and removes its file: no two ever write at once."""
     draw = random.Random(0)
-    answers = [draw.choice([good(SMALL, cut=100, ETag='"a"'), always("404 No"), always("403 No")])
+    answers = [draw.choice([good(SMALL, cut=100), always("404 No"), always("403 No")])
                for _ in range(25)]
+    answers[:0] = [always("404 No")] * download_module.TRIES  # so that one call fails at least
     failed = []
 
     def call():
@@ -543,7 +517,7 @@ def test_many_at_once_with_failures_among_them_end_in_one_right_file(path):
         except InputError as error:
             failed.append(str(error))
 
-    with Server(*answers, good(SMALL, ETag='"a"')) as server:
+    with Server(*answers, good(SMALL)) as server:
         threads = [threading.Thread(target=call) for _ in range(30)]
         for thread in threads:
             thread.start()
@@ -559,32 +533,28 @@ def test_many_at_once_with_failures_among_them_end_in_one_right_file(path):
 # --------------------------------------------------------------------------------------------------
 
 
-def bad_day(draw, content, etag):
+def bad_day(draw, content):
     """A random answer of a server that is honest, over a network that is not well."""
-    cut = draw.randrange(len(good(content, ETag=etag)(0)[0]) + 1)
+    cut = draw.randrange(len(good(content)(0)[0]) + 1)
     return draw.choice([
-        good(content, cut, ETag=etag), good(content, cut, RESET, ETag=etag),
-        lambda start: good(content, cut, ETag=etag)(0),  # knows no ranges
-        always("503 Busy"), always("429 Wait", Retry_After="0"), always("404 Gone"),
+        good(content, cut), good(content, cut, RESET),
+        lambda start: good(content, cut)(0),  # knows no ranges
+        always("503 Busy"), always("429 Wait"), always("404 Gone"),
         lambda start: (b"",), lambda start: (b"garbage\r\n",),
         always("200 OK", b"<html>", Content_Type="text/html"),
-        always("416 No"), lambda start: good(content, ETag=etag)(start + 1), REFUSED["loop"],
+        always("416 No"), lambda start: good(content)(start + 1), REFUSED["loop"],
     ])
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_happens_a_file_is_right_or_absent_and_a_good_day_completes_it(path, seed):
     draw = random.Random(seed)
-    versions = [draw.randbytes(draw.randint(1, 400)) for _ in range(2)]
-    for version, content in enumerate(versions):  # the file changes once, without a known hash
-        answers = [bad_day(draw, content, f'"{version}"') for _ in range(draw.randint(1, 12))]
-        with Server(*answers) as server:
-            for _ in range(4):
-                with contextlib.suppress(InputError):
-                    download(server.url, path)
-                assert not path.exists() or path.read_bytes() == content
-        if path.exists():
-            path.unlink()
-    with Server(good(versions[-1], ETag='"1"')) as server:
+    content = draw.randbytes(draw.randint(1, 400))  # without a known hash
+    with Server(*(bad_day(draw, content) for _ in range(draw.randint(1, 12)))) as server:
+        for _ in range(4):
+            with contextlib.suppress(InputError):
+                download(server.url, path)
+            assert not path.exists() or path.read_bytes() == content
+    with Server(good(content)) as server:
         download(server.url, path)
-    assert path.read_bytes() == versions[-1] and names(path.parent) == ["file"]
+    assert path.read_bytes() == content and names(path.parent) == ["file"]
