@@ -29,8 +29,9 @@ def evaluate(references, outputs):
 
     references: a list of lists of str, outputs: a list of str; other sequences and generators will
     do. Returns a dict with a value for each of METRICS: BLEU, METEOR and ROUGE_L as fractions; None
-    where a score could not be computed (METEOR without its data). Raises InputError for anything
-    else, and where the numbers of outputs and of groups differ.
+    where a score could not be computed (METEOR without its data). The CIDEr of one group is 0.
+    Raises InputError for anything else, for an empty reference, and where the numbers of outputs
+    and of groups differ.
 
     >>> references = [["A cheap pub.", "The pub is cheap."], ["A bar."]]
     >>> scores = evaluate(references, ["The pub is cheap.", "A bar"])
@@ -47,8 +48,9 @@ class Scorer:
         self.references = []
         for number, group in enumerate(_listed(references, "references"), start=1):
             self.references.append(_texts(group, f"references {number:,}"))
-            if not self.references[-1]:
-                raise InputError(f"group {number:,} has no references; give it one at least")
+            if not all(text.strip() for text in self.references[-1] or [""]):
+                raise InputError(f"group {number:,} has no references, or an empty one; give it "
+                                 "one at least, and none that is empty")
         if not self.references:
             raise InputError("there is nothing to score: no references and no outputs")
         with _no_search_for_cycles():

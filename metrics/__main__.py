@@ -7,8 +7,6 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from tqdm import tqdm
-
 if not __package__:  # started as `python /path/to/metrics`, which leaves out the folder above it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -57,15 +55,7 @@ def read_arguments():
         help="only write the scores of each segment, and print none of the corpus")
     add("-t", "--table", action="store_true", help="print the scores as a line of a TSV table")
     add("-H", "--header", action="store_true", help="print that table's header above it")
-    add("-p", "--python", action="store_true", help="refused: BLEU and NIST are always the Perl's")
-    add("-s", "--src-file", metavar="FILE", help="refused: the sources stand in the outputs' table")
     args = parser.parse_args()
-    if args.python:
-        raise InputError("-p, --python: the challenge's scores are those of its Perl script, which "
-                         "are computed here; leave it out")
-    if args.src_file is not None:
-        raise InputError("-s, --src-file: no score depends on a file of sources, and none is read "
-                         "here; leave it out, and name a table of outputs .tsv")
     if args.json and (args.table or args.header):
         raise InputError("--json and -t or -H: the same scores in two forms; give one of them")
     if args.sent_level and (args.json or args.segments):
@@ -90,6 +80,8 @@ def check_target(name, target, inputs):
 
 
 def main():
+    from tqdm import tqdm
+
     args = read_arguments()
     corpora = read_corpora(args.references, args.outputs)  # a mistake in the last one shows at once
     results = []
@@ -102,6 +94,9 @@ def main():
     if not any(map(any, scorer.counts.lengths)):
         print("note: no reference has a word; the official script ends in a division by zero, "
               "here NIST is 0", file=sys.stderr)
+    if len(scorer.references) == 1:
+        print("note: CIDEr is 0, as there is one group of references: it counts what sets a group "
+              "apart from others", file=sys.stderr)
     if args.sent_level or args.segments:
         write_segments(args.sent_level or args.segments, corpus, segments)
 
@@ -146,19 +141,16 @@ def write_segments(path, corpus, segments):
     target, short = Path(path), []
     # What is not a file, such as /dev/stdout, is written to and not replaced.
     is_file = not target.is_symlink() and (target.is_file() or not target.exists())
-    try:
-        with (write_aside(target) if is_file else nullcontext(target) as aside,
-              open(aside, "w", encoding="utf-8", newline="\n") as file):
-            print("src", "sys_out", "BLEU", "sentBLEU", *METRICS[1:], sep="\t", file=file)
-            for i, output in enumerate(corpus.outputs):
-                scores = [*mteval.segment_scores(corpus.references[i], output)]
-                scores += [segments[name] and segments[name][i] for name in METRICS[2:]]
-                cells = [text.replace("\t", " ") for text in (corpus.sources[i], output)]
-                print(*cells, *map(_four_decimals, scores), sep="\t", file=file)
-                if len(mteval.tokenize(output)) < mteval.LONGEST:
-                    short.append(i + 1)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a file that can be written") from None
+    with (write_aside(target) if is_file else nullcontext(target) as aside,
+          open(aside, "w", encoding="utf-8", newline="\n") as file):
+        print("src", "sys_out", "BLEU", "sentBLEU", *METRICS[1:], sep="\t", file=file)
+        for i, output in enumerate(corpus.outputs):
+            scores = [*mteval.segment_scores(corpus.references[i], output)]
+            scores += [segments[name] and segments[name][i] for name in METRICS[2:]]
+            cells = [text.replace("\t", " ") for text in (corpus.sources[i], output)]
+            print(*cells, *map(_four_decimals, scores), sep="\t", file=file)
+            if len(mteval.tokenize(output)) < mteval.LONGEST:
+                short.append(i + 1)
     if short:
         print(f"note: {len(short):,} outputs, first number {short[0]:,}, have fewer than five "
               "tokens: the official script ends there in a division by zero, here NIST counts the "

@@ -2,14 +2,14 @@
 
 A file named .csv or .tsv is a table with a header; any other is plain text, one sentence a line. In
 plain text a blank line ends a group of references; a file without one gives every output a single
-reference, or all of them to the only output. A byte order mark is dropped.
+reference, or all of them to the only output. A byte order mark is dropped. Files in other forms,
+whose lines would be taken for sentences, are refused.
 """
 
 import csv
 import hashlib
 import re
 import sys
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,12 @@ REFERENCE_COLUMN = re.compile(r"trg|tgt|target|ref|human", re.IGNORECASE)
 
 # Pound signs and accents that lost their encoding on the way into the challenge's tables.
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
+
+# What is no list of sentences, by its name or by how it begins; and what stands between columns,
+# with one in how many lines must have it (a text may, now and then).
+OTHER_FORMS = (".json", ".jsonl", ".sgm", ".sgml", ".xml", ".zip")
+BEGINNING = re.compile(r'[\[{]\s*(["{\[].*)?|<[?!a-z][^>]*>', re.IGNORECASE)
+BETWEEN_COLUMNS = (("||", "`||`", 1), ("\t", "tabs", 5))
 
 
 class Row(NamedTuple):
@@ -60,7 +66,8 @@ def read_corpora(references, outputs):
     """Read a file of references, once, and files of outputs: a Corpus for each of these.
 
     A group of references is paired with each output: by equal sources if both files are tables,
-    else one after the other. In a table of references, rows with the same source are a group.
+    else one after the other. In a table of references, all rows with the same source are a group,
+    which stands where the first of them does.
     """
     read = _read_references(references)
     return [_pair(references, read, path, _output_rows(path)) for path in outputs]
@@ -71,12 +78,13 @@ def _read_references(path):
     lines, sha256 = _read_lines(path)
     if not _is_table(path):
         return _groups(path, lines), {}, sha256
-    rows = _rows(path, lines, REFERENCE_COLUMN)
-    groups = [[row.text for row in group] for _, group in groupby(rows, lambda row: row.source)]
     by_source = {}
-    for row in rows:
-        by_source.setdefault(row.source, []).append(row.text)
-    return groups, by_source, sha256
+    for line, source, text in _rows(path, lines, REFERENCE_COLUMN):
+        if not text.strip():
+            raise InputError(f"{path}, line {line}: an empty reference; write one, or leave the row "
+                             "out")
+        by_source.setdefault(source, []).append(text)
+    return list(by_source.values()), by_source, sha256
 
 
 def _single(groups):
@@ -117,6 +125,7 @@ def _read_lines(path):
     The official script also cuts lines at the rarer of Unicode's line boundaries, such as U+2028.
     So does this, but it says so, as it shifts the lines that follow. They are not numbered anew.
     """
+    _check_form(path)
     try:
         data = Path(path).read_bytes()
         text = data.decode("utf-8").removeprefix("\ufeff")
@@ -135,10 +144,26 @@ def _read_lines(path):
             cuts.append(f"line {number}: U+{ord(line[-1]):04X}")
     if not lines:
         raise InputError(f"{path}: the file is empty; write one sentence a line")
+    if not _is_table(path):
+        _check_form(path, [line for _, line in lines if line])
     if cuts:
         print(f"warning: {path}, {cuts[0]} ends a line there, as in the official script; if it "
               f"should not, write a blank in its place ({len(cuts):,} in all)", file=sys.stderr)
     return lines, hashlib.sha256(data).hexdigest()
+
+
+def _check_form(path, lines=()):
+    """Raises InputError where lines hold more than sentences, all of which would be scored."""
+    what = None
+    if str(path).lower().endswith(OTHER_FORMS) or lines and BEGINNING.fullmatch(lines[0]):
+        what = "JSON, XML or an archive"
+    for mark, name, share in BETWEEN_COLUMNS:
+        if lines and share * sum(mark in line for line in lines) >= len(lines):
+            what = f"columns with {name} between them"
+    if what:
+        raise InputError(f"{path}: {what}, not sentences; write one sentence a line, a blank line "
+                         "between groups of references (describe.py writes such files from data), "
+                         "or a table named .csv or .tsv")
 
 
 def _groups(path, lines):

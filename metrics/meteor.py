@@ -8,14 +8,14 @@ be cut into many chunks to arrange it like the reference.
     normalize      a text -> its tokens
     Output, Pair   what could be matched, the alignment that METEOR chooses, 23 numbers of it
     score          the formula, from the 23 numbers of a pair or from their sums over a corpus
-    Meteor         a corpus: for each output the reference that suits it best, and the sums
+    Meteor         a corpus: for each output the reference with the highest score, and the sums
 """
 
 import functools
 import operator
 import re
 import string
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 from support.files import InputError
 from metrics import meteor_data
@@ -104,39 +104,27 @@ def key(word):
 # --- What could be matched
 
 
-class Text:
-    """What outputs and references have in common."""
-
-    def __init__(self, tokens, lexicon):
-        self.tokens, self.keys = tokens, list(map(key, tokens))
-        self.functions = lexicon.functions(tokens)
-        self.counts = Counter(self.keys)
-        self.words = list(zip(self.functions, self.keys))
-        if len(self.counts) < len(set(tokens)):  # of words with one key, content words come first
-            self.words.sort()
-
-
-class Reference(Text):
+class Reference:
     """A reference, and which phrases of it could be matched with a paraphrase."""
 
     def __init__(self, tokens, lexicon, paraphrases):
-        super().__init__(tokens, lexicon)
+        self.tokens, self.keys = tokens, list(map(key, tokens))
+        self.functions = lexicon.functions(tokens)
         self.sources = []  # (j, length, phrase): at j starts a phrase that has paraphrases
         self.targets = {}  # a phrase that is a paraphrase of an output's -> where it starts
-        for j, word in enumerate(tokens):
-            for length in sorted(paraphrases.lengths.get(word, ())):
-                phrase = " ".join(tokens[j : j + length])
-                if j + length <= len(tokens) and phrase in paraphrases.from_reference:
-                    self.sources.append((j, length, phrase))
-                if j + length <= len(tokens) and phrase in paraphrases.to_reference:
-                    self.targets.setdefault(phrase, []).append(j)
+        for j, length, phrase in ngrams(tokens):
+            if phrase in paraphrases.from_reference:
+                self.sources.append((j, length, phrase))
+            if phrase in paraphrases.to_reference:
+                self.targets.setdefault(phrase, []).append(j)
 
 
-class Output(Text):
+class Output:
     """An output, and where in it a word, a stem, a synset or a phrase is found."""
 
     def __init__(self, tokens, lexicon, paraphrases):
-        super().__init__(tokens, lexicon)
+        self.tokens, self.keys = tokens, list(map(key, tokens))
+        self.functions = lexicon.functions(tokens)
         self.lexicon, self.paraphrases = lexicon, paraphrases
         self.by_key, self.by_stem, self.by_synset, self.by_phrase = {}, {}, {}, {}  # -> positions
         self.targets = []  # (i, length, paraphrase): at i starts a phrase that has this paraphrase
@@ -275,7 +263,7 @@ class Pair:
 
     @staticmethod
     def _branch(paths, j, matches, gain, chunk):
-        """The paths behind position j: each path with each match that it can take, then without."""
+        """The paths after position j: each path with each match that it can take, then without."""
         options = []
         for match in matches:
             i, n_output, n_reference, module = match
@@ -405,7 +393,7 @@ class Meteor:
         rows = []
         for tokens, group in zip(outputs, self.references, strict=True):
             output = Output(tokens, self.lexicon, paraphrases)
-            pairs = [Pair(output, prepare(reference)) for reference in group]
+            pairs = (Pair(output, prepare(reference)) for reference in group)
             rows.append(max((pair.statistics() for pair in pairs), key=score))
         return rows
 

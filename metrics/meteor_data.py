@@ -18,8 +18,6 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from tqdm import tqdm
-
 from support.files import ROOT, InputError, sha256, write_aside
 
 JAR, TABLE = "meteor-1.5.jar", "data/paraphrase-en.gz"
@@ -131,14 +129,16 @@ def paraphrases(folder, references):
         try:
             with write_aside(cache) as aside:
                 aside.write_bytes(content)
-        except OSError as error:
+        except InputError as error:
             print(f"note: METEOR's paraphrases are looked up anew in each call, which takes some "
-                  f"seconds: {OWN_FOLDER}: {error.strerror}", file=sys.stderr)
+                  f"seconds: {error}", file=sys.stderr)
     return list(zip(lines[0::3], lines[1::3], lines[2::3]))
 
 
 def scan(folder, phrases):
     """Read the whole table: three strings (sides, A, B) for each entry with one of `phrases`."""
+    from tqdm import tqdm
+
     wanted = {f"{phrase}\n".encode() for phrase in phrases}
     kept = []
     with gzip.open(check(folder / TABLE, TABLE)) as file:
@@ -172,7 +172,3 @@ class Paraphrases:
             if "B" in sides and a in self.in_outputs:
                 self.from_output.setdefault(a, []).append(b)
         self.to_reference = {target for targets in self.from_output.values() for target in targets}
-        self.lengths = {}  # a word -> the lengths of the phrases of references that begin with it
-        for phrase in {*self.from_reference, *self.to_reference}:
-            first, *others = phrase.split(" ")
-            self.lengths.setdefault(first, set()).add(1 + len(others))

@@ -2,8 +2,8 @@
 
 PTB is the Penn Treebank, whose conventions it follows: "isn't" becomes "is n't", "(" becomes
 "-lrb-", "£" becomes "#". It is a lexer. At each place in the text that rule of RULES wins which
-matches most characters, counting those that it only wants to see behind its token (the context); of
-equals, the first. Then the context is given back, and the next token is looked for right behind
+matches most characters, counting those that it only wants to see after its token (the context); of
+equals, the first. Then the context is given back, and the next token is looked for right after
 this one. What no rule knows is dropped and separates tokens: blanks, emoji, controls.
 """
 
@@ -30,7 +30,7 @@ OTHER_KINDS = {
     "²": "B2 B3 B9 2070 2074-2079", "₂": "2080-2089", "⁺": "207A 207B 208A 208B",
     "½": "BC-BE 2153-215E", "⁄": "2044", "٫": "66B 66C",  # the last is Arabic, within a number
     "¿": "A1 BF 37E 589 61F 6D4 700-702 7FA 3002",  # they stand where a sentence begins or ends
-    "Ⅳ": "2160-216F", "Ⓐ": "24B6-24CF",  # capitals behind an abbreviation; elsewhere none, symbols
+    "Ⅳ": "2160-216F", "Ⓐ": "24B6-24CF",  # capitals after an abbreviation; elsewhere none, symbols
     # Letters and digits are known by their Unicode category. Against it, these count as parts of
     # words, these are letters without case, and these are letters that Unicode 6.2 did not have.
     MARK: "2C2-2C5 2D2-2DF 2E5-2EB 2ED 2EF-36F 375 378-379 384-385 3F6 483-487 55A-55F 591-5BD 5BF "
@@ -223,7 +223,7 @@ RULES = [("".join(NEEDED[part] for part in NEEDED if token.startswith(part)),
 
 # --- The lexer
 
-# Nothing but a tag goes on behind a blank that follows a letter or a comma. So the text is cut
+# Nothing but a tag goes on after a blank that follows a letter or a comma. So the text is cut
 # there, and every piece is lexed once: the 114,144 pieces of E2E's references are 1,643 different.
 CUT = re.compile(r"(?<=[A-Za-z,][ \n])")
 CUT_OR_TAG = re.compile(rf"[A-Za-z,][ \n]|<<|{TAG}")
