@@ -26,7 +26,8 @@ REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 # What is no list of sentences, by its name or by how it begins; and what stands between columns,
 # with one in how many lines must have it (a text may, now and then).
 OTHER_FORMS = (".json", ".jsonl", ".sgm", ".sgml", ".xml", ".zip")
-BEGINNING = re.compile(r'[\[{]\s*(["{\[].*)?|<[?!a-z][^>]*>', re.IGNORECASE)
+BEGINNING = re.compile(r'[\[{]\s*(["{\[].*)?|<(\?xml|!doctype|mteval|(ref|src|tst)set)\b.*',
+                       re.IGNORECASE)
 BETWEEN_COLUMNS = (("||", "`||`", 1), ("\t", "tabs", 5))
 
 

@@ -39,11 +39,10 @@ def common_by_definition(a, b):
 
 
 @patient
-@given(texts, st.lists(texts, min_size=1, max_size=3))
-def test_the_common_subsequence_is_the_longest(output, references):
-    output, references = output.split(" "), [reference.split(" ") for reference in references]
-    expected = [common_by_definition(output, reference) for reference in references]
-    assert rouge.longest_common_subsequences(output, references) == expected
+@given(texts, texts)
+def test_the_common_subsequence_is_the_longest(a, b):
+    a, b = a.split(" "), b.split(" ")
+    assert rouge.longest_common_subsequence(a, b) == common_by_definition(a, b)
 
 
 def test_rouge_takes_precision_and_recall_of_different_references():
@@ -63,13 +62,6 @@ def test_rouge_takes_precision_and_recall_of_different_references():
 )
 def test_rouge_of_one_segment(references, output, score):
     assert rouge.rouge_l([references], [output]) == (score, [score])
-
-
-@patient
-@given(corpora)
-def test_rouge_of_an_output_equal_to_a_reference_is_one(corpus):
-    references = [group for group, _ in corpus]
-    assert rouge.rouge_l(references, [group[-1] for group in references])[0] == pytest.approx(1.0)
 
 
 # --- CIDEr
@@ -111,11 +103,6 @@ def test_cider_equals_its_definition(corpus):
     assert score == pytest.approx(sum(expected) / len(expected), abs=1e-9)
 
 
-def test_cider_of_outputs_equal_to_their_only_references_is_ten():
-    texts = ["a b c d", "e f g h"]
-    assert cider_of([[text] for text in texts], texts)[0] == pytest.approx(10.0)
-
-
 def test_cider_clips_what_is_repeated_and_punishes_another_length():
     _, (once, twice, _) = cider_of([["a x"], ["a x"], ["y"]], ["a", "a a", "y"])
     # n = 1 only, as no bigram is in common: cosine 1 / sqrt(2); 0 and 1 bigrams against 1
@@ -132,19 +119,6 @@ def test_cider_cuts_at_all_white_space():
     one, other = ["1\xa01/2 a b", "c"], ["1 1/2 a b", "c"]
     score, expected = (cider_of([[text] for text in texts], other)[0] for texts in (one, other))
     assert score == pytest.approx(expected)
-
-
-# --- Both
-
-
-@pytest.mark.parametrize("score", [rouge.rouge_l, cider_of])
-@patient
-@given(corpora, st.randoms(use_true_random=False))
-def test_no_order_matters(score, corpus, rng):
-    value, _ = score(*zip(*corpus))
-    shuffled = rng.sample(corpus, len(corpus))
-    shuffled = [(rng.sample(group, len(group)), output) for group, output in shuffled]
-    assert score(*zip(*shuffled))[0] == pytest.approx(value, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("module", [rouge, cider])
