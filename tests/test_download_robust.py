@@ -146,26 +146,17 @@ def names(folder):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", [None, RESET])
-def test_an_answer_that_is_cut_at_any_byte_of_its_head_or_body_is_gone_on_with(path, end):
-    length = len(good(SMALL)(0)[0])
-    for cut in range(length):
+@pytest.mark.parametrize("start, end", [(0, None), (0, RESET), (9, None)])
+def test_an_answer_that_is_cut_at_any_byte_of_its_head_or_body_is_gone_on_with(path, start, end):
+    path.parent.mkdir()
+    head = len(good(SMALL)(start)[0]) - len(SMALL[start:])
+    for cut in range(head + len(SMALL[start:])):
+        path.with_name("file.part").write_bytes(SMALL[:start])
         with Server(good(SMALL, cut, end), good(SMALL)) as server:
             download(server.url, path)
         assert path.read_bytes() == SMALL and names(path.parent) == ["file"], cut
-        came = max(0, cut - (length - len(SMALL)))
-        if end is None:  # a reset may take from the reader what it had not yet read
-            assert server.asked == [None, came or None], cut
-        path.unlink()
-
-
-def test_an_answer_to_a_range_that_is_cut_at_any_byte_is_gone_on_with(path):
-    path.parent.mkdir()
-    for cut in range(len(good(SMALL)(9)[0])):
-        path.with_name("file.part").write_bytes(SMALL[:9])
-        with Server(good(SMALL, cut), good(SMALL)) as server:
-            download(server.url, path, sha256(SMALL))
-        assert path.read_bytes() == SMALL and names(path.parent) == ["file"], cut
+        if end is None and not start:  # a reset may take what the reader had not yet read
+            assert server.asked == [None, max(0, cut - head) or None], cut
         path.unlink()
 
 
@@ -256,17 +247,13 @@ def test_a_length_that_is_not_the_files_never_lets_another_file_pass(path, lengt
     assert path.exists() or length in (1, 51)
 
 
-def test_an_answer_without_a_length_is_read_to_its_end(path):
+def test_an_answer_without_a_length_is_read_to_its_end_but_nothing_is_no_file(path):
+    with Server(always("200 OK")) as server:
+        fails(server.url, path)
+    assert names(path.parent) == []
     with Server(always("200 OK", SMALL)) as server:
         download(server.url, path)
     assert path.read_bytes() == SMALL
-
-
-@pytest.mark.parametrize("headers", [{}, {"Content_Length": 0}])
-def test_nothing_is_no_file(path, headers):
-    with Server(always("200 OK", **headers)) as server:
-        fails(server.url, path)
-    assert names(path.parent) == []
 
 
 def test_an_answer_without_an_end_ends_and_nothing_of_it_is_kept(path, monkeypatch):
@@ -329,26 +316,17 @@ def test_the_sizes_of_openais_weights_are_those_of_float32s_in_published_shapes(
 
 REFUSED = {
     "not found": always("404 Not Found"),
-    "forbidden": always("403 Forbidden", b"<html>no</html>", Content_Type="text/html"),
     "proxy": always("407 Proxy Authentication Required", Proxy_Authenticate='Basic realm="x"'),
-    "unauthorised": always("401 Unauthorized", WWW_Authenticate='Basic realm="x"'),
     "no HTTP": lambda start: (b"SSH-2.0-OpenSSH_9.2\r\n",),
-    "binary": lambda start: (random.Random(1).randbytes(5000),),
     "long line": lambda start: (b"x" * 200_000,),
     "control characters": lambda start: (b"HTTP/1.1 \x1b[31m\x07 no\r\n\r\n",),
     "many headers": lambda start: (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",),
-    "long header": lambda start: (b"HTTP/1.1 200 OK\r\na: " + b"b" * 100_000 + b"\r\n\r\n",),
     "loop": always("302 Found", Location="/file"),
     "redirect to a file": always("302 Found", Location="file:///etc/passwd"),
-    "redirect to nowhere": always("302 Found", Location="http://[::1/file"),
     "redirect without a place": always("302 Found"),
-    "redirect to another protocol": always("301 Moved", Location="gopher://127.0.0.1/file"),
-    "redirect to no port": always("301 Moved", Location="http://127.0.0.1:99999999/file"),
     "empty": always("204 No Content"),
     "silence": lambda start: (b"", STALL),
-    "closed": lambda start: (b"",),
     "reset": lambda start: (b"", RESET),
-    "half a head": lambda start: (b"HTTP/1.1 200 OK\r\nContent-Le",),
     "chunks of nonsense": always("200 OK", b"zz\r\nabc", Transfer_Encoding="chunked"),
     "no such range": always("416 Range Not Satisfiable"),
 }

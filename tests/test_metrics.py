@@ -288,12 +288,9 @@ def test_odd_outputs_have_scores(output):
         ("ab", ["a", "b"], "references are a str"),
         ({"x": ["a"]}, ["a"], "references are a dict"),
         ([["a"]], "a", "outputs are a str"),
-        ([["a"]], {"x": "a"}, "outputs are a dict"),
         ([["a"]], {"a"}, "outputs are a set"),
         ([["a"]], None, "outputs are a NoneType"),
-        ([["a"]], np.array("a"), "outputs are a ndarray"),
         ([["a"]], [None], "outputs: number 1 is a NoneType"),
-        ([["a"]], np.array([b"a"]), "outputs: number 1 is a bytes"),
         ([["a"]], np.array([["a"]]), "outputs: number 1 is a ndarray"),
         ([["a"], ["b", float("nan")]], ["a", "b"], "references 2: number 2 is a float"),
         ([["a"]], ["http://\ud800x"], "outputs: number 1 has half a character"),
@@ -569,26 +566,6 @@ def test_tables_of_other_rows_are_said_to_be_not_comparable(tmp_path):
             in run("ref.csv", "x.tsv", "yx.tsv", cwd=tmp_path).stdout)
 
 
-def test_segments_are_written_as_the_official_script_does(tmp_path):
-    write(tmp_path / "ref.csv", REFERENCE_TABLE)
-    write(tmp_path / "out.tsv", "mr\toutput\nx\tthe b\ny\tc\n")
-    result = run("ref.csv", "out.tsv", "--segments", "segments.tsv", cwd=tmp_path)
-    content = (tmp_path / "segments.tsv").read_text(encoding="utf-8")
-    lines = [line.split("\t") for line in content.split("\n")]
-    assert result.returncode == 0
-    assert lines[0] == "src sys_out BLEU sentBLEU NIST METEOR ROUGE_L CIDEr".split()
-    assert lines[1][:2] == ["x", "the b"] and lines[2][:2] == ["y", "c"] and lines[3] == [""]
-    assert lines[2][6] == "1.0000" and all(len(line) == 8 for line in lines[:3])
-
-
-def test_segments_of_several_files_or_to_nowhere_are_mistakes(small):
-    several = run("ref.txt", "good.txt", "bad.txt", "--segments", "s.tsv", cwd=small)
-    nowhere = run("ref.txt", "good.txt", "--segments", "ref.txt/s.tsv", cwd=small)
-    for result in (several, nowhere):
-        assert result.returncode == 1 and result.stderr.startswith("error: ")
-        assert result.stderr.count("\n") == 1
-
-
 def test_scores_are_printed_as_the_official_script_does(small):
     def official(name):
         scores = metrics.evaluate([["a cheap pub ."], ["the food is good ."]],
@@ -612,10 +589,17 @@ def test_scores_are_printed_as_the_official_script_does(small):
     "option", ["-l", "--sent-level", "--seg-level", "--sentence-level", "--segment-level"]
 )
 def test_scores_of_segments_alone_are_written_as_the_official_script_does(option, small):
-    ours = run("ref.txt", "good.txt", "--segments", "ours.tsv", cwd=small)
-    official = run(option, "official.tsv", "ref.txt", "good.txt", cwd=small)
+    write(small / "ref.csv", REFERENCE_TABLE)
+    write(small / "out.tsv", "mr\toutput\nx\tthe b\ny\tc\n")
+    ours = run("ref.csv", "out.tsv", "--segments", "ours.tsv", cwd=small)
+    official = run(option, "official.tsv", "ref.csv", "out.tsv", cwd=small)
     assert ours.stdout != "" == official.stdout and official.returncode == 0
-    assert (small / "official.tsv").read_bytes() == (small / "ours.tsv").read_bytes()
+    content = (small / "official.tsv").read_text(encoding="utf-8")
+    assert content == (small / "ours.tsv").read_text(encoding="utf-8")
+    header, x, y, end = [line.split("\t") for line in content.split("\n")]
+    assert header == "src sys_out BLEU sentBLEU NIST METEOR ROUGE_L CIDEr".split()
+    assert x[:2] == ["x", "the b"] and y[:2] == ["y", "c"] and end == [""]
+    assert y[6] == "1.0000" and len(x) == len(y) == 8
 
 
 def test_where_the_official_script_divides_by_zero_is_said_once(small):
@@ -689,22 +673,15 @@ R, O = ("r.txt", "a\n"), ("o.txt", "a\n")  # files that are right
         (R, ("o.txt", None), "o.txt: ", "No such file"),
         (R, (".", None), ".: ", "Is a directory"),
         (("r.txt", "a\n\nb\n"), ("o.txt", "a\nb\nc\n"), "o.txt: ", "3 outputs for the 2 groups"),
-        (("r.txt", ""), O, "r.txt: ", "empty"),
         (R, ("o.txt", ""), "o.txt: ", "empty"),
         (R, ("o.txt", b"a\nb\n\x85\xff"), "o.txt, line 3: ", "UTF-8"),
         (("r.txt", "a\n\nb\n"), ("o.txt", "a\nb\nc\n"), "o.txt: ", "3 outputs for the 2 groups"),
         (("r.txt", "a\nb\n\n\nc\n"), O, "r.txt, line 4: ", "group without references"),
-        (("r.txt", "\na\n\nb\n"), O, "r.txt, line 1: ", "group without references"),
-        (("r.txt", "a\n\nb\n\n\n"), O, "r.txt, line 5: ", "group without references"),
         (R, ("o.tsv", f"{TABLE}\ny\t\n"), "o.tsv, line 4: ", "1 cells below a header of 2"),
-        (R, ("o.tsv", f"{TABLE}x\ta\tb\n"), "o.tsv, line 3: ", "3 cells below a header of 2"),
         (R, ("o.tsv", f'{TABLE}x\t"a\nb"\n\ny\n'), "o.tsv, line 6: ", "1 cells below a header"),
         (("r.csv", "mr,ref\nz,a\n"), ("o.tsv", TABLE), "o.tsv, line 2: ", "no reference in r.csv"),
         (R, ("o.tsv", "x\ta\ny\tb\n"), "o.tsv, line 1: ", "0 columns of sources and 0 of texts"),
-        (("r.csv", "mr,ref,target\nx,a,b\n"), O, "r.csv, line 1: ", "1 columns of sources and 2"),
         (R, ("o.tsv", "mr\toutput\n"), "o.tsv: ", "no rows"),
-        (R, ("o.tsv", "\n\n"), "o.tsv: ", "no rows"),
-        (R, ("o.tsv", f'{TABLE}y\t"b\nz\tc\n'), "o.tsv, line 3: ", "quote"),
         (R, ("o.tsv", f'mr\toutput\nx\t"{"a" * 200_000}"\n'), "o.tsv, line 2: ", "quote"),
     ],
 )
