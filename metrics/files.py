@@ -82,8 +82,8 @@ def _read_references(path):
     by_source = {}
     for line, source, text in _rows(path, lines, REFERENCE_COLUMN):
         if not text.strip():
-            raise InputError(f"{path}, line {line}: an empty reference; write one, or leave the row "
-                             "out")
+            raise InputError(f"{path}, line {line}: an empty reference; write one, or leave the "
+                             "row out")
         by_source.setdefault(source, []).append(text)
     return list(by_source.values()), by_source, sha256
 

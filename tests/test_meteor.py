@@ -3,9 +3,7 @@
 import doctest
 import gc
 import gzip
-import hashlib
 import json
-import math
 import random
 import shutil
 import threading
