@@ -19,7 +19,7 @@ import torch
 import metrics
 from beam import WatchedSearch, banned_tokens, search_batch
 from e2e_data import encode_example, encode_table, group_by_table, make_batch, read_split
-from experiments.make import FEW_EXAMPLES, LENGTH_STEPS, LENGTHS, PARTS, RATES, RESULTS
+from experiments.make import FEW_EXAMPLES, LENGTHS, PARTS, RATES, RESULTS, STEPS
 from experiments.tables import (MODES, bleu, few, form_lines, form_runs, label_of, last_loss, read,
                                 with_settings)
 from gpt2 import load_both
@@ -73,10 +73,10 @@ def draw_length(path):
     with figure_at(path) as (_, axes):
         scores = {P: bleu(with_settings(runs, mode="prefix", prefix_length=P)) for P in LENGTHS}
         draw_points(axes, {0: bleu([runs["base"]])} | scores,
-                    label=f"tiny, prefix, {LENGTH_STEPS:,} steps")
+                    label=f"tiny, prefix, {STEPS:,} steps")
         tuned = bleu(with_settings(runs, mode="finetune"))
         axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
-        axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {LENGTH_STEPS:,} steps")
+        axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {STEPS:,} steps")
         axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
                   label="GPT-2 Medium, a re-implementation's outputs")
         axes.set(xlabel="prefix length (0: the base alone)", ylabel="BLEU")

@@ -2,10 +2,11 @@
 
     python -m experiments.make                all of it; --list says what, and what is done
     python -m experiments.make forms small    these parts alone
+    python -m experiments.make size --pretrain DIR    other bases, which are made first: hours
 
-Each run is one command of train.py or describe.py, in a folder of its own under runs/results/. One
-that is finished is left as it is, and one that was stopped goes on: stop and start as you like. As
-soon as all runs of a part are finished, its JSON file is written anew.
+Each run is one command of train.py, describe.py or lora.py, in a folder of its own under
+runs/results/. One that is finished is left as it is, and one that was stopped goes on: stop and
+start as you like. As soon as all runs of a part are finished, its JSON file is written anew.
 """
 
 import argparse
@@ -26,6 +27,8 @@ import metrics
 from compare import PARAMETERS, read_log, read_run, read_sentences
 from e2e_data import read_split
 from experiments.slots import count, near_twice, share
+from gpt2 import GPT2Config
+from models.tiny.make import make_base
 from support.files import (ROOT, InputError, blaming, progress_bar, run_command, write_json,
                            write_text)
 from support.reading import SPLITS, find_data
@@ -36,15 +39,25 @@ RUNS = Path("runs/results")  # in the repository's root
 RESULTS = ROOT / "experiments/results"
 SEEDS = 0, 1, 2
 E2E_SEEDS = 0, 1  # five epochs take up to two hours
-E2E_EXAMPLE = shlex.quote(  # made up, in the form of the training set
-    f"{END} name : Cocum | Type : pub | food : Indian | price : cheap | family friendly : no{END}"
-    f" Cocum is a cheap pub serving Indian food . It is not family friendly .{END}")
+E2E_EXAMPLES = (  # made up, in the form of the training set
+    f" name : Cocum | Type : pub | food : Indian | price : cheap | family friendly : no{END}"
+    f" Cocum is a cheap pub serving Indian food . It is not family friendly .{END}",
+    f" name : The Rice Boat | Type : restaurant | food : Italian | customer rating : 5 out of 5"
+    f" | area : riverside | near : Café Rouge{END} The Rice Boat is a restaurant near Café Rouge by"
+    f" the riverside . It serves Italian food and is rated 5 out of 5 .{END}",
+    f" name : Zizzi | Type : coffee shop | price : less than £ 20 | area : city centre | family"
+    f" friendly : yes{END} Zizzi is a family friendly coffee shop in the city centre . Its prices"
+    f" are less than £ 20 .{END}",
+    f" name : Green Man | food : Chinese | price : moderate | customer rating : low | near : All Bar"
+    f" One{END} Near All Bar One you can find Green Man , which has Chinese food in the moderate"
+    f" price range and a low customer rating .{END}")
 SAMPLE_EXAMPLE = shlex.quote(
     f"{END} name : The Copper Kettle | Type : brasserie | food : vegetarian | area : seafront"
     f" | family friendly : yes{END} The Copper Kettle is a vegetarian brasserie on the seafront ."
     f" It welcomes families .{END}")
 PREFIX = "train.py --mode prefix --model tiny"
 FINETUNE = "train.py --mode finetune --model tiny"
+LADDER = 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0  # learning rates to choose from
 RATES = {  # forms of a prefix -> learning rates tried
     "network": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "per-layer": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
@@ -57,11 +70,16 @@ FEW_STEPS = 400
 FEW_RATES = {"prefix": {n: 0.02 for n in FEW_EXAMPLES},
              "finetune": {50: 1e-4, 100: 1e-4, 200: 3e-4, 500: 3e-4}}
 LENGTHS = 1, 5, 20, 50
-LENGTH_STEPS = 1000
+FROM_EXAMPLES = {50: 1, 100: 2, 200: 4}  # length -> the examples that fill it
+STEPS = 1000
+THOUSAND = f"--data e2e --max-steps {STEPS}"
+RANKS = {"c_attn": 25, "c_fc": 20}  # of as many numbers as a prefix of 50 positions
+BASES = {"64": GPT2Config(n_vocab=4096, n_ctx=512, n_embd=64, n_head=4, n_layer=2),
+         "128": GPT2Config(n_vocab=4096, n_ctx=512, n_embd=128, n_head=4, n_layer=4)}
 DECODERS = "--num-beams 1", "--length-penalty 1.5", "--length-penalty 2.5"
 SHOWN = ("name : The Vaults | Type : pub | food : Japanese | price : high | customer rating : "
          "3 out of 5 | area : city centre | family friendly : no | near : Raja Indian Cuisine")
-SETTINGS = "mode", "prefix_form", "prefix_length", "prefix_words", "lr", "clip", "seed"
+SETTINGS = "mode", "prefix_form", "prefix_length", "prefix_words", "lr", "clip", "seed", "place"
 
 
 @dataclass(frozen=True)
@@ -105,9 +123,20 @@ def forms():
                               f"--prefix-length 20 --lr {lr:g} --clip {clip} --seed {seed}")
 
 
+def words(length):
+    """The examples that a prefix of such a length starts from, as an argument."""
+    return shlex.quote(END + "".join(E2E_EXAMPLES[: FROM_EXAMPLES[length]]))
+
+
+def from_examples(length, model="tiny"):
+    """The command for a direct prefix that starts from what the base makes of examples."""
+    return (f"train.py --mode prefix --model {model} --prefix-form direct --prefix-length {length} "
+            f"--prefix-words {words(length)}")
+
+
 def small():
     """Few examples (the paper's section 6.3): several draws, the best epoch by validation."""
-    prefix = f"{PREFIX} --prefix-form direct --prefix-length 50 --prefix-words {E2E_EXAMPLE}"
+    prefix = from_examples(50)
     for n in FEW_EXAMPLES:
         for draw in SEEDS:
             data = (RUNS / f"small/data-{n}-{draw}").as_posix()
@@ -119,20 +148,27 @@ def small():
 
 def length():
     """Score against prefix length (Figure 2), from 0, with fine-tuning beside it."""
-    common = f"--data e2e --max-steps {LENGTH_STEPS}"
     for seed in SEEDS:
         for P in LENGTHS:
             yield Run("length", f"length-{P}-seed-{seed}", f"{PREFIX} --prefix-form direct "
-                      f"{common} --prefix-length {P} --seed {seed}")
-        yield Run("length", f"finetune-seed-{seed}", f"{FINETUNE} {common} --seed {seed}")
+                      f"{THOUSAND} --prefix-length {P} --seed {seed}")
+        yield Run("length", f"finetune-seed-{seed}", f"{FINETUNE} {THOUSAND} --seed {seed}")
     yield Run("length", "base", "describe.py tiny --data e2e")
+
+
+def longer():
+    """The same, further: longer prefixes, which start from examples."""
+    for P in FROM_EXAMPLES:
+        for seed in SEEDS:
+            yield Run("longer", f"length-{P}-seed-{seed}",
+                      f"{from_examples(P)} {THOUSAND} --lr 0.05 --seed {seed}")
 
 
 def e2e():
     """The experiment itself: five epochs of E2E, a prefix against fine-tuning."""
     for seed in E2E_SEEDS:
         yield Run("e2e", f"prefix/length-50-seed-{seed}", f"{PREFIX} --data e2e --prefix-form "
-                  f"direct --prefix-length 50 --prefix-words {E2E_EXAMPLE} --lr 0.05 --seed {seed}")
+                  f"direct --prefix-length 50 --prefix-words {words(50)} --lr 0.05 --seed {seed}")
     for seed in E2E_SEEDS:
         yield Run("e2e", f"finetune/seed-{seed}", f"{FINETUNE} --data e2e --seed {seed}")
     yield Run("e2e", "base", "describe.py tiny --data e2e")
@@ -146,11 +182,70 @@ def decoding():
                   f"describe.py {prefix} --data e2e {option}")
 
 
-PARTS = {"forms": forms, "small": small, "length": length, "e2e": e2e, "decoding": decoding}
+def best():
+    """Each mode to its own best: a longer prefix for ten epochs, fine-tuning for five."""
+    for seed in E2E_SEEDS:
+        yield Run("best", f"prefix-seed-{seed}", f"{from_examples(100)} --data e2e --epochs 10 "
+                  f"--keep best --lr 0.05 --seed {seed}")
+    for seed in E2E_SEEDS:
+        yield Run("best", f"finetune-seed-{seed}",
+                  f"{FINETUNE} --data e2e --keep best --seed {seed}")
 
 
-def make_data(part):
-    """Writes the data that a part wants: the sample without a test set, or draws of E2E."""
+def place():
+    """As many numbers as a prefix has in other places, each at its best learning rate."""
+    yield from tuned("place", "prefix", f"{from_examples(50)} {THOUSAND}", 0.1)
+    yield from tuned("place", "finetune", f"{FINETUNE} {THOUSAND}", 1e-3)
+    for layer, rank in RANKS.items():
+        command = f"-m experiments.lora --place {layer} --rank {rank} {THOUSAND}"
+        yield from tuned("place", layer, command, 1e-2)
+
+
+def size():
+    """A prefix against fine-tuning on smaller bases, each at its best learning rate."""
+    for name in BASES:
+        base = base_folder(name).as_posix()
+        yield Run("size", f"{name}/base", f"describe.py {base} --data e2e")
+        yield from tuned("size", f"{name}/prefix", f"{from_examples(50, base)} {THOUSAND}", 0.1)
+        yield from tuned("size", f"{name}/finetune",
+                         f"train.py --mode finetune --model {base} {THOUSAND}", 1e-3)
+
+
+def base_folder(name):
+    return RUNS / "bases" / name
+
+
+def tuned(part, name, command, middle):
+    """Runs with the first seed at three learning rates around `middle`, and at one beyond where the
+    best (of the lowest validation loss) is at the edge; then with the other seeds at the best.
+
+    What is best decides what comes next: only the runs that are known so far are given.
+    """
+    def at(lr, seed=SEEDS[0]):
+        return Run(part, f"{name}-{lr:g}-seed-{seed}", f"{command} --lr {lr:g} --seed {seed}")
+
+    i = LADDER.index(middle)
+    runs = {lr: at(lr) for lr in LADDER[i - 1 : i + 2]}
+    beyond = {LADDER[i - 1]: LADDER[i - 2], LADDER[i + 1]: LADDER[i + 2]}.get(best_rate(runs))
+    if beyond:
+        runs[beyond] = at(beyond)
+    yield from runs.values()
+    if lr := best_rate(runs):
+        yield from (at(lr, seed) for seed in SEEDS[1:])
+
+
+def best_rate(runs):
+    """Of {learning rate: its run} the rate of the lowest validation loss; None before all ended."""
+    losses = {lr: validation_loss(run) for lr, run in runs.items()}
+    return None if None in losses.values() else min(losses, key=losses.get)
+
+
+PARTS = {"forms": forms, "small": small, "length": length, "longer": longer, "e2e": e2e,
+         "decoding": decoding, "best": best, "place": place, "size": size}
+
+
+def make_data(part, pretrain=None):
+    """Makes what a part wants: the sample without a test set, draws of E2E, or bases."""
     if part == "forms":
         folder = find_data("sample")
         write_data(ROOT / RUNS / "forms" / "data", train=read_split(folder, "train"),
@@ -161,6 +256,13 @@ def make_data(part):
             for draw in SEEDS:
                 write_data(ROOT / RUNS / "small" / f"data-{n}-{draw}", train=pick(train, n, draw),
                            valid=pick(valid, 3 * n // 10, draw), test=test)  # 30%, as the paper's
+    for name in BASES if part == "size" else ():
+        folder = ROOT / base_folder(name)
+        if not (folder / "model.safetensors").exists():
+            if pretrain is None:
+                raise InputError(f"{folder} is missing: --pretrain DIR makes it, in hours, of the "
+                                 "data that models/tiny/README.md tells of")
+            make_base(pretrain, folder, BASES[name], vocabulary=ROOT / "models/tiny")
 
 
 def pick(examples, n, draw):
@@ -191,7 +293,7 @@ def is_done(run):
 
 def execute(run):
     """Runs a command to its end; what it prints goes into a log beside its folder."""
-    begun = (run.folder / "run.json").exists()
+    begun = (run.folder / "log.jsonl").exists()
     if not begun:
         shutil.rmtree(run.folder, ignore_errors=True)  # what a stopped describe.py leaves
         write_text(run.log, f"$ {run.command}\n")
@@ -203,21 +305,30 @@ def execute(run):
         raise InputError(f"`{run.command}` stopped; {run.log} says why")
 
 
+def validation_loss(run):
+    """The last validation loss of a run, None before its end."""
+    if not is_done(run):
+        return None
+    return [entry["validation_loss"] for entry in read_log(run.folder / "log.jsonl")
+            if "validation_loss" in entry][-1]
+
+
 def gather(run):
     """What a finished run tells, as results/*.json has it. Raises InputError for a damaged one."""
     told, folder = {"command": run.command}, run.folder
-    if (folder / "run.json").exists():
-        settings, log = read_settings(folder), read_log(folder / "log.jsonl")
-        told["settings"] = {name: settings[name] for name in SETTINGS}
+    finished = read_run(folder) if (folder / "scores.json").exists() else None
+    if (folder / "log.jsonl").exists():
+        settings = finished.settings if finished else read_settings(folder)
+        log = read_log(folder / "log.jsonl")
+        told["settings"] = {name: settings[name] for name in SETTINGS if name in settings}
         with blaming(folder / "log.jsonl", f"is damaged; remove {folder}"):
             told["minutes"] = round(minutes(log), 1)
         told["validation"] = [[entry["step"], round(entry["validation_loss"], 4)]
                               for entry in log if "validation_loss" in entry]
-    if (folder / "scores.json").exists():
-        finished = read_run(folder)
+    if finished:
         told["scores"] = {name: finished.scores[name] for name in metrics.METRICS}
         told |= {name: finished.costs.get(name) for name in PARAMETERS}
-    if run.part in ("e2e", "decoding"):
+    if run.part in ("e2e", "decoding", "best"):
         said = read_sentences(folder)
         told["faults"] = faults(said.items())
         told["says"] = said.get(SHOWN)  # README.md shows it
@@ -256,6 +367,9 @@ def main():
         description="Runs the whole experiment, or parts of it, and gathers what the runs tell.")
     parser.add_argument("parts", nargs="*", metavar="PART",
                         help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--pretrain", type=Path, metavar="DIR",
+                        help="what bases are made of that are missing; without it they, and the "
+                        "part size, are no part of all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="runs at "
                         "once, with one thread each (default: one for each core, %(default)s)")
     parser.add_argument("--list", action="store_true", help="only show the commands")
@@ -264,21 +378,20 @@ def main():
         raise InputError(f"{', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
     if args.jobs < 1:
         raise InputError(f"--jobs must be at least 1, but is {args.jobs}")
-    runs = {part: list(PARTS[part]()) for part in args.parts or PARTS}
+    parts = args.parts or [part for part in PARTS if part != "size" or args.pretrain]
     if args.list:
-        for run in itertools.chain(*runs.values()):
+        for run in (run for part in parts for run in PARTS[part]()):
             mark = "done" if is_done(run) else ""
             print(f"{mark:<6}{run.command}")
         return
-    for part, of_part in runs.items():
-        make_data(part)
-        left = [run for run in of_part if not is_done(run)]
-        with ThreadPoolExecutor(args.jobs) as workers, progress_bar(
-                total=len(of_part), initial=len(of_part) - len(left), desc=part,
-                unit=" runs") as bar:
-            for _ in workers.map(execute, left):
-                bar.update()
-        told = {run.name: gather(run) for run in of_part}
+    for part in parts:
+        make_data(part, args.pretrain)
+        while left := [run for run in PARTS[part]() if not is_done(run)]:
+            with ThreadPoolExecutor(args.jobs) as workers, progress_bar(
+                    total=len(left), desc=part, unit=" runs") as bar:
+                for _ in workers.map(execute, left):
+                    bar.update()
+        told = {run.name: gather(run) for run in PARTS[part]()}
         write_json(RESULTS / f"{part}.json", told)
 
 

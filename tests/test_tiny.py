@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel
 
-from gpt2 import generate, load_model, load_tokenizer
+from gpt2 import GPT2Config, generate, load_model, load_tokenizer
 from models.tiny import make as recipe
 
 
@@ -167,7 +167,8 @@ def test_the_loss_of_rows_is_the_mean_over_their_tokens_with_loss_wherever_they_
 
 
 SMALL = {
-    "CHUNK": 2, "TOKENS_PER_STEP": 128, "HELD_OUT": 1, "N_CTX": 64, "N_EMBD": 16, "N_VOCAB": 300,
+    "CHUNK": 2, "TOKENS_PER_STEP": 128, "HELD_OUT": 1,
+    "SIZES": GPT2Config(n_vocab=300, n_ctx=64, n_embd=16, n_head=4, n_layer=6),
     "STAGES": (recipe.Stage(16, 4, 2e-3, False), recipe.Stage(32, 4, 1e-3, True)),
 }
 
@@ -219,7 +220,7 @@ def test_a_stopped_run_ends_as_one_that_was_not_and_opens_in_hugging_face(train_
 
 
 def test_among_the_first_positions_two_are_as_alike_as_any_two_so_far_apart():
-    table = recipe.first_positions()
+    table = recipe.first_positions(512, 256)
     alike = table @ table.T  # [512, 512]
     for distance in range(512):
         diagonal = alike.diagonal(distance)

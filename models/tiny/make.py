@@ -41,7 +41,7 @@ from gpt2 import GPT2, GPT2Config, load_tokenizer, save_model  # noqa: E402
 from support.devices import autocast, pick_device  # noqa: E402
 from support.files import InputError, read_json, run_command, write_aside, write_text  # noqa: E402
 
-N_VOCAB, N_CTX, N_EMBD, N_HEAD, N_LAYER = 4096, 512, 256, 4, 6
+SIZES = GPT2Config(n_vocab=4096, n_ctx=512, n_embd=256, n_head=4, n_layer=6)
 TOKENS_PER_STEP = 2048
 CHUNK = 250  # steps whose rows are written at once
 HELD_OUT = 80  # rows that are not trained on
@@ -344,14 +344,14 @@ def learning_rate(step, stage):
     return stage.lr * min(1, rise, fall)
 
 
-def first_positions():
+def first_positions(n_ctx, n_embd):
     """Position embeddings to start from, sines and cosines (Vaswani et al. 2017, section 3.5).
 
-    [N_CTX, N_EMBD]. From random ones, "the token before this" must be learnt for each position
+    [n_ctx, n_embd]. From random ones, "the token before this" must be learnt for each position
     anew; among waves it is one rotation.
     """
-    speeds = N_CTX ** -torch.linspace(0, 1, N_EMBD // 2)  # radians a position
-    angles = torch.arange(N_CTX)[:, None] * speeds  # [N_CTX, N_EMBD / 2]
+    speeds = n_ctx ** -torch.linspace(0, 1, n_embd // 2)  # radians a position
+    angles = torch.arange(n_ctx)[:, None] * speeds  # [n_ctx, n_embd / 2]
     return 0.03 * torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -381,17 +381,17 @@ def held_out_loss(model, tokens, has_loss):
     return sum(losses) / len(losses)
 
 
-def first_model():
+def first_model(sizes):
     """GPT-2 before its first step, with waves for positions.
 
     Its initial weights are larger than GPT-2's own, which are meant for wider layers.
     """
-    model = GPT2(GPT2Config(N_VOCAB, N_CTX, N_EMBD, N_HEAD, N_LAYER))
+    model = GPT2(sizes)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("h.") and parameter.dim() == 2:
                 parameter.mul_(3)
-        model.wpe.weight.copy_(first_positions())
+        model.wpe.weight.copy_(first_positions(sizes.n_ctx, sizes.n_embd))
     return model
 
 
@@ -421,7 +421,7 @@ def train(number, model, source, tokenizer, dtype, path, state):
 
     What is needed to go on is kept in the file `path`.
     """
-    stage, device = STAGES[number], model.wte.weight.device
+    stage, device, n_ctx = STAGES[number], model.wte.weight.device, model.config.n_ctx
     batch_size = TOKENS_PER_STEP // stage.length
     held_out = write_rows(source, tokenizer, HELD_OUT, stage.length, "held out")
     print(f"stage {number + 1}: {stage.steps * TOKENS_PER_STEP / 1e6:,.1f} million tokens in rows "
@@ -434,13 +434,14 @@ def train(number, model, source, tokenizer, dtype, path, state):
     elif number > 0:
         seen = STAGES[number - 1].length
         with torch.no_grad():  # the other positions have only decayed
-            model.wpe.weight[seen:] = first_positions()[seen:].to(device)
+            positions = first_positions(n_ctx, model.config.n_embd).to(device)
+            model.wpe.weight[seen:] = positions[seen:]
     with tqdm(total=stage.steps, initial=step, desc="training", unit=" steps") as bar:
         while step < stage.steps:
             rng = random.Random(f"stage {number}, step {step}")
             n_rows, seed = CHUNK * batch_size, rng.random()
             tokens, has_loss = write_rows(source, tokenizer, n_rows, stage.length, seed)
-            last = N_CTX - stage.length if stage.anywhere else 0
+            last = n_ctx - stage.length if stage.anywhere else 0
             first = torch.tensor([[rng.randint(0, last)] for _ in tokens])  # [n_rows, 1]
             for at in range(min(CHUNK, stage.steps - step)):
                 batch = slice(at * batch_size, (at + 1) * batch_size)
@@ -458,6 +459,32 @@ def train(number, model, source, tokenizer, dtype, path, state):
                 torch.save(state, aside)
 
 
+def make_base(data, out, sizes, vocabulary=None, device="auto", dtype="float32"):
+    """Makes a base in the folder `out`; one that was stopped there goes on.
+
+    data         the folder of sgd.jsonl.gz and rnnlg.jsonl.gz
+    sizes        a GPT2Config
+    vocabulary   the folder of the one to use; without it one is trained, in `out`
+    """
+    device = pick_device(device)
+    torch.manual_seed(0)
+    source = read_source(data)
+    print(f"{sum(map(len, source.patterns.values())):,} sentences with holes", flush=True)
+    if not vocabulary and not (out / "merges.txt").exists():
+        train_vocabulary(source, sizes.n_vocab, out)
+    vocabulary = vocabulary or out
+    tokenizer = load_tokenizer(vocabulary)
+    model, path, state = first_model(sizes).to(device), out / "training.pt", None
+    if path.exists():
+        state = torch.load(path, device, weights_only=True)
+        model.load_state_dict(state["model"])
+    for number in range(state["stage"] if state else 0, len(STAGES)):
+        train(number, model, source, tokenizer, dtype, path, state)
+        state = None
+    save_model(model, out, vocabulary, dtype=torch.float16)
+    path.unlink()
+
+
 def main():
     parser = argparse.ArgumentParser(
         description="Pre-trains a small base model on tables and sentences.")
@@ -470,22 +497,7 @@ def main():
     add("--dtype", default="float32", choices=("float32", "bfloat16"),
         help="bfloat16 (autocast) where the machine multiplies it fast (default: %(default)s)")
     args = parser.parse_args()
-    device = pick_device(args.device)
-    torch.manual_seed(0)
-    source = read_source(args.data)
-    print(f"{sum(map(len, source.patterns.values())):,} sentences with holes", flush=True)
-    if not (args.out / "merges.txt").exists():
-        train_vocabulary(source, N_VOCAB, args.out)
-    tokenizer = load_tokenizer(args.out)
-    model, path, state = first_model().to(device), args.out / "training.pt", None
-    if path.exists():
-        state = torch.load(path, device, weights_only=True)
-        model.load_state_dict(state["model"])
-    for number in range(state["stage"] if state else 0, len(STAGES)):
-        train(number, model, source, tokenizer, args.dtype, path, state)
-        state = None
-    save_model(model, args.out, args.out, dtype=torch.float16)
-    path.unlink()
+    make_base(args.data, args.out, SIZES, device=args.device, dtype=args.dtype)
 
 
 if __name__ == "__main__":
