@@ -3,14 +3,16 @@
     python -m experiments.draw                  all of them
     python -m experiments.draw attention tree   these alone
 
-forms, small, length and losses show results/*.json. attention and tree show the small base behind a
-prefix that is trained first, 400 steps, where it is not there yet; edits shows the five scores.
+forms, small, length, size and losses show results/*.json. attention and tree show the small base
+with a prefix that is trained first, 400 steps, where it is not there yet; edits shows the five
+scores.
 """
 
 import argparse
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from statistics import mean
 
 import numpy as np
@@ -19,8 +21,9 @@ import torch
 import metrics
 from beam import WatchedSearch, banned_tokens, search_batch
 from e2e_data import encode_example, encode_table, group_by_table, make_batch, read_split
-from experiments.make import FEW_EXAMPLES, LENGTHS, PARTS, RATES, RESULTS, STEPS
-from experiments.tables import (MODES, bleu, few, form_lines, form_runs, label_of, last_loss, read,
+from experiments.make import FEW_EXAMPLES, FROM_EXAMPLES, LENGTHS, RATES, STEPS
+from experiments.tables import (MODES, TABLES, blaming_results, bleu, few, form_lines, form_runs,
+                                is_measured, kept_loss, label_of, of_bases, of_length, read,
                                 with_settings)
 from gpt2 import load_both
 from prefix import load_past
@@ -46,7 +49,7 @@ def draw_forms(path):
     runs = read("forms")
     with figure_at(path) as (_, axes):
         for form, clip in form_lines(runs):
-            losses = {lr: last_loss(form_runs(runs, form, clip, lr)) for lr in RATES[form]}
+            losses = {lr: kept_loss(form_runs(runs, form, clip, lr)) for lr in RATES[form]}
             draw_points(axes, losses, label=label_of(form, clip),
                         linestyle="--" if clip > 1 else "-", color=f"C{list(RATES).index(form)}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss a token (nats)",
@@ -71,9 +74,12 @@ def draw_length(path):
     """BLEU against prefix length (Figure 2), with fine-tuning and what is known of GPT-2 Medium."""
     runs = read("length")
     with figure_at(path) as (_, axes):
-        scores = {P: bleu(with_settings(runs, mode="prefix", prefix_length=P)) for P in LENGTHS}
+        scores = {P: bleu(of_length(runs, P)) for P in LENGTHS}
         draw_points(axes, {0: bleu([runs["base"]])} | scores,
                     label=f"tiny, prefix, {STEPS:,} steps")
+        if is_measured("longer"):
+            further = {P: bleu(of_length(read("longer"), P)) for P in FROM_EXAMPLES}
+            draw_points(axes, further, color="C2", label="the same, from examples")
         tuned = bleu(with_settings(runs, mode="finetune"))
         axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
         axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {STEPS:,} steps")
@@ -81,6 +87,24 @@ def draw_length(path):
                   label="GPT-2 Medium, a re-implementation's outputs")
         axes.set(xlabel="prefix length (0: the base alone)", ylabel="BLEU")
         axes.legend(loc="lower right")
+
+
+def draw_size(path):
+    """The prefix's share of fine-tuning's BLEU, and the gap in loss, against the base's size."""
+    shares, gaps = {}, {}  # parameters -> a value for each seed of the prefix
+    for _, _, prefixes, tuned in of_bases():
+        size = tuned[0]["trained"]
+        shares[size] = [100 * score / mean(bleu(tuned)) for score in bleu(prefixes)]
+        gaps[size] = [loss - mean(kept_loss(tuned)) for loss in kept_loss(prefixes)]
+    with figure_at(path, 9, 4) as (figure, axes):
+        axes.remove()
+        left, right = figure.subplots(1, 2)
+        draw_points(left, shares)
+        draw_points(right, gaps)
+        left.set(xscale="log", xlabel="parameters of the base",
+                 ylabel="the prefix's BLEU, % of fine-tuning's")
+        right.set(xscale="log", xlabel="parameters of the base",
+                  ylabel="the prefix's loss - fine-tuning's")
 
 
 def draw_losses(path):
@@ -257,7 +281,7 @@ def edit_scores():
 
 
 def draw_edits(path):
-    """How much of its score a sentence keeps behind each edit."""
+    """How much of its score a sentence keeps after each edit."""
     scores = edit_scores()
     whole = scores.pop("as it is")
     names = [name for name in metrics.METRICS if whole[name] is not None]
@@ -273,7 +297,8 @@ def draw_edits(path):
 
 DRAWN = {function.__name__.removeprefix("draw_"): function
          for function in (draw_attention, draw_tree, draw_edits, draw_forms, draw_small,
-                          draw_length, draw_losses)}
+                          draw_length, draw_losses, draw_size)}
+PARTS = {"losses": ("e2e",)} | {name: parts for name, (_, *parts) in TABLES.items()}
 
 
 def main():
@@ -285,12 +310,13 @@ def main():
         raise InputError(f"{', '.join(sorted(unknown))}: the figures are {', '.join(DRAWN)}")
     for name in args.names or DRAWN:
         path = ROOT / "experiments/figures" / f"{name}.png"
-        part = "e2e" if name == "losses" else name
-        if part in PARTS and not (RESULTS / f"{part}.json").exists():
-            print(f"{path.relative_to(ROOT)} is left as it is: `python -m experiments.make {part}` "
-                  "makes what it shows")
+        parts = PARTS.get(name, ())
+        if not is_measured(*parts):
+            print(f"{path.relative_to(ROOT)} is left as it is: `python -m experiments.make "
+                  f"{parts[0]}` makes what it shows")
             continue
-        DRAWN[name](path)
+        with blaming_results(*parts) if parts else nullcontext():
+            DRAWN[name](path)
         print(path.relative_to(ROOT))
 
 

@@ -3,37 +3,40 @@
     python -m experiments.bench.decoding --data e2e --tokenizer gpt2-medium
 
 The weights are random, in GPT-2 Medium's shape. <|endoftext|> is banned on both sides, so that both
-write the same number of tokens. `generate` gets batches of several sizes (padded on the left, as it
-asks for), and one table at a time.
+write the same number of tokens. Two things are measured: one model that describes many tables,
+where `generate` gets batches of several sizes (padded on the left, as it asks for); and many tasks,
+each with a prefix of its own, in one batch, one after the other, and as PEFT's adapters.
 """
 
 import argparse
+import statistics
 import time
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from beam import beam_search
-from experiments.bench.training import add_arguments, peak_flops, wait
+from e2e_data import encode_table, group_by_table, read_split
+from experiments.bench.training import add_arguments, wait
 from experiments.bench.twins import hugging_face_twin
+from gpt2 import GPT2, GPT2Config, load_tokenizer
+from prefix import Prefix, stack_pasts
 from support.bases import PUBLISHED
 from support.devices import pick_device
-from support.files import InputError, run_command
+from support.files import InputError, format_rows, run_command
 from support.reading import find_data
-from e2e_data import encode_table, group_by_table, read_split
-from gpt2 import GPT2, GPT2Config, load_tokenizer
 
 NUM_BEAMS = 5
 
 
-def our_search(model, prompts, max_new_tokens):
+def our_search(model, prompts, max_new_tokens, past=None, past_lengths=None):
     """What `beam_search` writes: for each prompt the tokens of the best hypothesis."""
-    found = beam_search(model, prompts, num_beams=NUM_BEAMS, max_new_tokens=max_new_tokens,
-                        banned=[model.config.eos_token])
+    found = beam_search(model, prompts, past, NUM_BEAMS, max_new_tokens,
+                        banned=[model.config.eos_token], past_lengths=past_lengths)
     return [best.tokens for best, *_ in found]
 
 
-def their_search(twin, prompts, max_new_tokens, batch_size, device):
+def their_search(twin, prompts, max_new_tokens, batch_size):
     """What `generate` writes, as `our_search`. Prompts of similar lengths go together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     written = {}
@@ -41,72 +44,124 @@ def their_search(twin, prompts, max_new_tokens, batch_size, device):
         numbers = order[at : at + batch_size]
         rows = [torch.tensor(prompts[i]) for i in numbers]
         ones = [torch.ones_like(row) for row in rows]
-        tokens = pad_sequence(rows, batch_first=True, padding_side="left").to(device)  # [B, T]
-        mask = pad_sequence(ones, batch_first=True, padding_side="left").to(device)
+        tokens = pad_sequence(rows, batch_first=True, padding_side="left")  # [B, T]
+        mask = pad_sequence(ones, batch_first=True, padding_side="left")
         output = twin.generate(
-            input_ids=tokens, attention_mask=mask, num_beams=NUM_BEAMS, do_sample=False,
-            max_new_tokens=max_new_tokens, bad_words_ids=[[twin.config.eos_token_id]])
+            input_ids=tokens.to(twin.device), attention_mask=mask.to(twin.device),
+            num_beams=NUM_BEAMS, do_sample=False, max_new_tokens=max_new_tokens,
+            bad_words_ids=[[twin.config.eos_token_id]])
         written |= zip(numbers, output[:, tokens.shape[1] :].tolist())
     return [written[i] for i in range(len(prompts))]
 
 
-def timed(device, search, *arguments):
-    """(seconds that a search takes, what it writes)."""
-    wait(device)
-    started = time.perf_counter()
-    written = search(*arguments)
-    wait(device)
-    return time.perf_counter() - started, written
+def peft_adapters(twin, prefixes):
+    """PEFT's model around the Hugging Face twin, with an adapter "0", "1", ... for each prefix."""
+    from peft import PrefixTuningConfig, get_peft_model
+
+    peft_model = None
+    for number, prefix in enumerate(prefixes):
+        key_values = prefix.key_values().detach()
+        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(key_values))
+        if peft_model is None:
+            peft_model = get_peft_model(twin, config, adapter_name="0")
+        else:
+            peft_model.add_adapter(str(number), config)
+        weight = peft_model.prompt_encoder[str(number)].embedding.weight
+        weight.data = key_values.to(weight.device, weight.dtype).clone()
+    return peft_model.eval()
 
 
-def linear_flops(model, prompts, max_new_tokens):
-    """The floating-point operations of the linear layers alone, the output layer included.
+def of_each_adapter(peft_model, prompts, max_new_tokens):
+    """What each adapter writes for its prompt."""
+    written = []
+    for number, prompt in enumerate(prompts):
+        peft_model.set_adapter(str(number))
+        written += their_search(peft_model, [prompt], max_new_tokens, 1)
+    return written
 
-    They are 2 for each weight and token (see experiments/bench/training.py).
-    """
-    config = model.config
-    weights = 12 * config.n_embd**2 * config.n_layer
-    new_tokens = len(prompts) * NUM_BEAMS * (max_new_tokens - 1)  # the last is never read
-    tokens, outputs = sum(map(len, prompts)) + new_tokens, len(prompts) + new_tokens
-    return 2 * (weights * tokens + model.wte.weight.numel() * outputs)
+
+def ways_of_one_model(model, prompts, length, batch_sizes):
+    """{name: a search for all prompts}."""
+    twin = hugging_face_twin(model)
+    ways = {"ours": lambda: our_search(model, prompts, length)}
+    for size in [*batch_sizes, 1]:
+        ways[f"generate, {size} at a time"] = (
+            lambda size=size: their_search(twin, prompts, length, size))
+    return ways
+
+
+def ways_of_many_prefixes(model, prompts, length, prefix_length):
+    """{name: a search for all prompts, each with a prefix of its own}."""
+    with model.wte.weight.device:
+        prefixes = [Prefix(model.config, prefix_length, form="direct") for _ in prompts]
+    pasts = [[(key.detach(), value.detach()) for key, value in prefix()] for prefix in prefixes]
+    peft_model = peft_adapters(hugging_face_twin(model), prefixes)
+    return {
+        "each row its prefix, one batch":
+            lambda: our_search(model, prompts, length, *stack_pasts(pasts)),
+        "one prefix after the other":
+            lambda: [our_search(model, [prompt], length, past)[0]
+                     for prompt, past in zip(prompts, pasts)],
+        "PEFT, one adapter after the other":
+            lambda: of_each_adapter(peft_model, prompts, length),
+    }
+
+
+def compare_ways(ways, rounds, device):
+    """Prints what each way took, the median of rounds in which all have their turn, and how many
+    sentences are those of the first."""
+    seconds, written = {name: [] for name in ways}, {}
+    for number in range(rounds):
+        for name in reversed(ways) if number % 2 else ways:
+            wait(device)
+            started = time.perf_counter()
+            written[name] = ways[name]()
+            wait(device)
+            seconds[name].append(time.perf_counter() - started)
+    first = next(iter(ways))
+    rows = [("", ["seconds", "over the first", "the same sentences"])]
+    for name in ways:
+        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds[first]))
+        same = sum(a == b for a, b in zip(written[name], written[first]))
+        rows.append((name, [f"{statistics.median(seconds[name]):.2f}", f"{ratio:.2f}",
+                            f"{same} of {len(written[first])}"]))
+    print("\n" + "\n".join(format_rows(rows)), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description="Decoding with 5 beams: ours against transformers' generate.")
+        description="Decoding with 5 beams: ours against transformers' generate, and PEFT's.")
     add_arguments(parser)
-    parser.add_argument("--tables", type=int, default=64,
-                        help="how many, if there are so many (default: 64)")
-    parser.add_argument("--max-new-tokens", type=int, default=30,
-                        help="that each gets (default: 30)")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32], metavar="N",
-                        help="tables at once for generate, besides 1 (default: 8 16 32)")
+    add = parser.add_argument
+    add("--tables", type=int, default=64, metavar="N",
+        help="how many, if there are so many (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=30, metavar="N",
+        help="that each gets (default: %(default)s)")
+    add("--batch-sizes", type=int, nargs="+", default=[8, 16, 32], metavar="N",
+        help="tables at once for generate, besides 1 (default: 8 16 32)")
+    add("--prefixes", type=int, default=16, metavar="N",
+        help="of as many tasks, a table each (default: %(default)s)")
+    add("--prefix-length", type=int, default=5, metavar="P", help="(default: %(default)s)")
+    add("--rounds", type=int, default=1, metavar="N", help="timed rounds (default: %(default)s)")
     args = parser.parse_args()
-    if min(args.tables, args.max_new_tokens, *args.batch_sizes) < 1:
+    if min(args.tables, args.max_new_tokens, args.prefixes, args.prefix_length, args.rounds,
+           *args.batch_sizes) < 1:
         raise InputError("all numbers must be at least 1")
     torch.manual_seed(0)
     device, length = pick_device(args.device), args.max_new_tokens
     with device:
         model = GPT2(GPT2Config(**PUBLISHED[args.model])).eval()
-    twin = hugging_face_twin(model)
     tokenizer = load_tokenizer(args.tokenizer)
     tables = list(group_by_table(read_split(find_data(args.data), "test")))
-    every = max(1, len(tables) // args.tables)
-    tables = tables[::every][: args.tables]  # spread over the whole test set
-    prompts = [encode_table(tokenizer, table) for table in tables]
-
-    ours, our_tokens = timed(device, our_search, model, prompts, length)
-    peak = peak_flops(device)
-    speed = linear_flops(model, prompts, length) / ours
+    every = max(1, len(tables) // args.tables)  # spread over the whole test set
+    prompts = [encode_table(tokenizer, table) for table in tables[::every][: args.tables]]
     print(f"{args.model}'s shape, {len(prompts)} tables of {args.data}, {NUM_BEAMS} beams, "
-          f"{length} new tokens, float32, {device} ({torch.get_num_threads()} threads)\n\n"
-          f"ours                      {ours:8.1f} s   {speed / 1e9:,.0f} GFLOP/s in linear layers, "
-          f"{speed / peak:.0%} of the machine's in matrix products", flush=True)
-    for size in [*args.batch_sizes, 1]:
-        theirs, their_tokens = timed(device, their_search, twin, prompts, length, size, device)
-        same = sum(a == b for a, b in zip(our_tokens, their_tokens))
-        print(f"generate, {size:>3} at a time  {theirs:8.1f} s   {theirs / ours:.2f} times as long;"
-              f" {same} of {len(prompts)} sentences are the same", flush=True)
+          f"{length} new tokens, float32, {device} ({torch.get_num_threads()} threads)")
+    compare_ways(ways_of_one_model(model, prompts, length, args.batch_sizes), args.rounds, device)
+    prompts = prompts[: args.prefixes]
+    print(f"\n{len(prompts)} of them, each with a prefix of {args.prefix_length} positions")
+    compare_ways(ways_of_many_prefixes(model, prompts, length, args.prefix_length), args.rounds,
+                 device)
 
 
 if __name__ == "__main__":
