@@ -17,11 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from beam import beam_search
 from e2e_data import encode_table, group_by_table, read_split
-from experiments.bench.training import add_arguments, wait
+from experiments.bench.training import add_arguments, random_model, wait
 from experiments.bench.twins import hugging_face_twin
-from gpt2 import GPT2, GPT2Config, load_tokenizer
+from gpt2 import load_tokenizer
 from prefix import Prefix, stack_pasts
-from support.bases import PUBLISHED
 from support.devices import pick_device
 from support.files import InputError, format_rows, run_command
 from support.reading import find_data
@@ -49,7 +48,7 @@ def their_search(twin, prompts, max_new_tokens, batch_size):
         output = twin.generate(
             input_ids=tokens.to(twin.device), attention_mask=mask.to(twin.device),
             num_beams=NUM_BEAMS, do_sample=False, max_new_tokens=max_new_tokens,
-            bad_words_ids=[[twin.config.eos_token_id]])
+            min_new_tokens=max_new_tokens)  # as a bad word <|endoftext|> would not be banned
         written |= zip(numbers, output[:, tokens.shape[1] :].tolist())
     return [written[i] for i in range(len(prompts))]
 
@@ -147,10 +146,8 @@ def main():
     if min(args.tables, args.max_new_tokens, args.prefixes, args.prefix_length, args.rounds,
            *args.batch_sizes) < 1:
         raise InputError("all numbers must be at least 1")
-    torch.manual_seed(0)
     device, length = pick_device(args.device), args.max_new_tokens
-    with device:
-        model = GPT2(GPT2Config(**PUBLISHED[args.model])).eval()
+    model = random_model(args.model, device)
     tokenizer = load_tokenizer(args.tokenizer)
     tables = list(group_by_table(read_split(find_data(args.data), "test")))
     every = max(1, len(tables) // args.tables)  # spread over the whole test set

@@ -16,15 +16,14 @@ import time
 
 import torch
 
+from e2e_data import encode_example, make_batch, read_split, shuffled_batches
 from experiments.bench.twins import hugging_face_twin, peft_twin
-from support.bases import PUBLISHED
-from support.files import InputError, run_command
-from support.reading import find_data
-from e2e_data import (encode_example, make_batch, read_split,
-                      shuffled_batches)
-from gpt2 import GPT2, GPT2Config, load_tokenizer
+from gpt2 import GPT2, GPT2Config, load_config, load_tokenizer
 from prefix import Prefix, count_parameters
+from support.bases import PUBLISHED
 from support.devices import peak_memory, pick_device, reset_peak_memory
+from support.files import InputError, format_rows, run_command
+from support.reading import find_data
 from train import make_optimizer, train_step
 
 BATCH_SIZE, PREFIX_LENGTH, LEARNING_RATE = 10, 5, 5e-5
@@ -124,7 +123,7 @@ def wait(device):
 
 def add_arguments(parser):
     """What to measure with, for this benchmark and for experiments/bench/decoding.py."""
-    parser.add_argument("--model", default="gpt2-medium", choices=PUBLISHED,
+    parser.add_argument("--model", default="gpt2-medium", choices=("tiny", *PUBLISHED),
                         help="the shape (default: gpt2-medium)")
     parser.add_argument("--data", default="sample", metavar="e2e|sample|DIR",
                         help="default: sample")
@@ -132,12 +131,19 @@ def add_arguments(parser):
     parser.add_argument("--device", default="auto", help="default: auto")
 
 
+def random_model(name, device):
+    """A GPT-2 of a published shape, or of tiny's, with random weights; the same ones each time."""
+    torch.manual_seed(0)
+    config = load_config("tiny") if name == "tiny" else GPT2Config(**PUBLISHED[name])
+    with device:
+        return GPT2(config).eval()
+
+
 def make(args, mode):
     """The device, and the weights and the batches that both get."""
-    torch.manual_seed(0)
     device = pick_device(args.device)
+    model = random_model(args.model, device)
     with device:
-        model = GPT2(GPT2Config(**PUBLISHED[args.model]))
         prefix = Prefix(model.config, PREFIX_LENGTH) if mode == "prefix" else None
     tokenizer = load_tokenizer(args.tokenizer)
     examples = read_split(find_data(args.data), "train")
@@ -213,9 +219,8 @@ def main():
     print(f"{args.model}'s shape, {args.data}, batches of {BATCH_SIZE}, float32, "
           f"{pick_device(args.device)} ({torch.get_num_threads()} threads); medians of "
           f"{args.steps} steps\n")
-    heads = [*["ours", "theirs", "theirs/ours"] * 2, "ours", "machine", "ours/machine"]
-    print(f"{'':<10}{'seconds a step':>28}{'GiB at the peak':>39}{'useful GFLOP/s':>40}")
-    print(f"{'':<10}" + "".join(f"{head:>13}" for head in heads))
+    rows = [("", ["seconds a step: ours", "theirs", "theirs/ours", "GiB at the peak: ours",
+                  "theirs", "theirs/ours", "useful GFLOP/s: ours", "machine", "ours/machine"])]
     seconds = {}
     for mode in modes:
         ours, theirs, speed, peak = time_steps(args, mode)
@@ -224,7 +229,8 @@ def main():
         ours, theirs = memory[mode, "ours"], memory[mode, "theirs"]
         cells += [f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.2f}"]
         cells += [f"{speed / 1e9:,.0f}", f"{peak / 1e9:,.0f}", f"{speed / peak:.2f}"]
-        print(f"{mode:<10}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+        rows.append((mode, cells))
+    print("\n".join(format_rows(rows)))
     if len(modes) > 1:
         time_ratio = seconds["finetune"] / seconds["prefix"]
         memory_ratio = memory["finetune", "ours"] / memory["prefix", "ours"]
