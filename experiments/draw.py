@@ -197,7 +197,8 @@ def draw_tree(path):
     """All beams of one search, with what they write, and what greedy writing would have written.
 
     A run of tokens from fork to fork is a text. It stands right of what it continues: the likeliest
-    in the same row, the others below. At its end stands the log-probability of all up to there.
+    in the same row, the others below. At its end, or below its middle where it goes on, stands the
+    log-probability of all up to there.
     """
     model, tokenizer, past = load_all()
     prompt, banned = encode_table(tokenizer, TREE_TABLE), banned_tokens(model, tokenizer)
@@ -209,9 +210,10 @@ def draw_tree(path):
     forks, seen = branches(searches[3]), searches[3].seen
     finished = [tuple(hypothesis.tokens) for hypothesis in searches[3].finished]
     best, greedy = (tuple(searches[num_beams].finished[0].tokens) for num_beams in (3, 1))
-    with figure_at(path, 10, 5) as (_, axes):
+    with figure_at(path, 10, 6) as (_, axes):
         style = {"va": "center", "family": "monospace", "fontsize": 9}  # 125 letters fill 10 inches
-        small = style | {"fontsize": 6, "color": "gray"}
+        below = style | {"ha": "center", "zorder": 1,
+                         "bbox": {"color": "white", "pad": 0}}  # hides a line behind it
 
         def draw(fork, x, row):
             """Draws all behind a fork at (x, row); returns the first row that is free below."""
@@ -221,11 +223,11 @@ def draw_tree(path):
                 row_before = row
                 text = tokenizer.decode(list(end[len(fork) :]))
                 color = ("C0" if end == best[: len(end)] else "C3" if end == greedy[: len(end)]
-                         else "gray")
+                         else "dimgray")
                 axes.text(x, row, text, color=color, **style)
                 shown = f"{seen[end]:.1f}" + ", ends" * (end in finished)
                 if forks[end]:
-                    axes.text(x + len(text), row + 0.45, shown, ha="right", **small)
+                    axes.text(x + len(text) / 2, row + 0.45, shown, **below)
                 else:
                     axes.text(x + len(text) + 2, row, shown, **style)
                 row = draw(end, x + len(text), row)
