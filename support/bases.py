@@ -58,10 +58,10 @@ def model_folder(source, needed=()):
 
 
 def check_sizes(sizes):
-    """Raises InputError where the sizes of a GPT-2 are none."""
-    for name in SIZES:
-        if type(sizes[name]) is not int or sizes[name] < 1:
-            raise InputError(f"{name} must be a whole number above 0, but is {sizes[name]!r}")
+    """Raises InputError where the sizes of a GPT-2, or of a prefix for it, are none."""
+    for name, size in sizes.items():
+        if name != "eos_token" and (type(size) is not int or size < 1):
+            raise InputError(f"{name} must be a whole number above 0, but is {size!r}")
     if sizes["n_embd"] % sizes["n_head"]:
         raise InputError(f"n_embd ({sizes['n_embd']}) must be a multiple of n_head "
                          f"({sizes['n_head']})")
@@ -175,7 +175,10 @@ ADAPTER_SIZES = {  # ours -> PEFT's
     "length": "num_virtual_tokens", "n_embd": "token_dim", "n_layer": "num_layers",
     "n_head": "num_attention_heads",
 }
-ADAPTER_KIND = {"peft_type": "PREFIX_TUNING", "prefix_projection": False}
+ADAPTER_KIND = {  # what may stand there; the first is what we write
+    "peft_type": ("PREFIX_TUNING",), "task_type": ("CAUSAL_LM", None),
+    "num_transformer_submodules": (1, None),
+}
 
 
 def write_adapter(folder, key_values, sizes, base, made_from):
@@ -190,9 +193,9 @@ def write_adapter(folder, key_values, sizes, base, made_from):
                                {"prompt_embeddings": key_values},
                                {"made_from": json.dumps(made_from)})
     write_json(folder / "adapter_config.json", {
-        **ADAPTER_KIND, "task_type": "CAUSAL_LM", "inference_mode": True,
-        "base_model_name_or_path": str(base), "num_transformer_submodules": 1,
+        **{name: allowed[0] for name, allowed in ADAPTER_KIND.items()},
         **{theirs: sizes[name] for name, theirs in ADAPTER_SIZES.items()},
+        "prefix_projection": False, "inference_mode": True, "base_model_name_or_path": str(base),
     })
 
 
@@ -203,15 +206,16 @@ def read_adapter_config(folder):
     """
     path = Path(folder) / "adapter_config.json"
     values = read_json(check_file(path))
-    if values.get("peft_type") != "PREFIX_TUNING":
-        raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}, but only "
-                         "'PREFIX_TUNING' is supported")
+    for name, allowed in ADAPTER_KIND.items():
+        if values.get(name) not in allowed:
+            raise InputError(f"{path}: {name} is {values.get(name)!r}, but only {allowed[0]!r} is "
+                             "supported")
     needed = (*ADAPTER_SIZES.values(), "base_model_name_or_path")
     if missing := [name for name in needed if name not in values]:
         raise InputError(f"{path}: {', '.join(missing)} is missing")
     sizes = {name: values[theirs] for name, theirs in ADAPTER_SIZES.items()}
-    try:  # of a model's sizes, what a prefix depends on
-        check_sizes(sizes | {"n_vocab": 1, "n_ctx": sizes["length"]})
+    try:
+        check_sizes(sizes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return sizes, values["base_model_name_or_path"]

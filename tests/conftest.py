@@ -24,6 +24,7 @@ import prefix as prefix_module
 import train
 from experiments.bench.twins import hugging_face_twin, peft_twin  # noqa: F401
 from support.files import run_command
+from support.speed import wanted_logits
 
 
 def shared_folder():
@@ -142,6 +143,12 @@ def pad_right(prompts):
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
+
+
+def both_logits(model, tokens, mask, past=None):
+    """The logits of a padded batch's real tokens: by the plain forward, and by the fast one."""
+    places = mask.flatten().nonzero()[:, 0]
+    return model(tokens, past)[mask], wanted_logits(model, tokens, places, places, past)
 
 
 def hugging_face_cache(past, batch):

@@ -5,17 +5,19 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import (assert_close, hugging_face_cache, hugging_face_loss, hugging_face_twin,
-                      pad_right, random_config, random_examples, random_model, random_past,
-                      random_prompts, rows_seen, run_here)
+from conftest import (assert_close, both_logits, hugging_face_cache, hugging_face_loss,
+                      hugging_face_twin, pad_right, random_config, random_examples, random_model,
+                      random_past, random_prompts, rows_seen, run_here)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt2
-from beam import rows_that_stay
-from support.files import InputError
 from e2e_data import make_batch
-from gpt2 import GPT2, SIZES, GPT2Config, Growing, Packing, autocast, generate, pad
+from gpt2 import GPT2, GPT2Config, generate
+from support.bases import PUBLISHED
+from support.devices import autocast
+from support.files import InputError
+from support.speed import Growing, pad, rows_that_stay, wanted_logits
 
 SEEDS = range(20)
 
@@ -24,10 +26,6 @@ def model_and_twin(seed):
     """A random model, the same as Hugging Face's, and a source of random numbers."""
     model = random_model(random_config(seed), seed)
     return model, hugging_face_twin(model), random.Random(seed)
-
-
-def gradients_of(model, logits):
-    return torch.autograd.grad((logits**2).sum(), list(model.parameters()), retain_graph=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -50,32 +48,20 @@ def test_logits_equal_hugging_face_for_random_configurations(n_layer, n_head, he
     assert_close(logits, hugging_face_twin(model)(tokens).logits)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("length", range(21))
 @torch.no_grad()
-def test_rows_padded_on_the_right_equal_hugging_face_with_its_mask(seed):
-    model, twin, draw = model_and_twin(seed)
-    prompts = random_prompts(seed, model.config.n_vocab, draw.choices(range(1, 30), k=4))
-    tokens, mask = pad_right(prompts)
-    truth = twin(tokens, attention_mask=mask.long()).logits[mask]
-    assert_close(model(tokens)[mask], truth)  # needs no mask
-    assert_close(model(tokens, mask=mask)[mask], truth)  # and may have one
-
-
-@pytest.mark.parametrize("length", range(1, 21))
-@torch.no_grad()
-def test_a_past_equals_hugging_faces_cache(length):
+def test_padded_rows_after_a_past_equal_hugging_faces_with_its_mask_and_cache(length):
     model, twin, draw = model_and_twin(length)
-    batch, n_tokens = draw.randint(2, 4), draw.randint(1, 20)
-    generator = torch.Generator().manual_seed(length)
-    tokens = torch.randint(model.config.n_vocab, (batch, n_tokens), generator=generator)
-    for rows in (1, batch):  # one past for all rows, and a past for each
+    prompts = random_prompts(length, model.config.n_vocab, draw.choices(range(1, 27), k=4))
+    tokens, mask = pad_right(prompts)
+    covered = torch.cat([mask.new_ones(4, length), mask], dim=1)
+    for rows in (1, 4):  # one past for all rows, and a past for each
         past = random_past(model.config, length, rows, seed=length)
-        logits = model(tokens, past)
-        truth = twin(tokens, past_key_values=hugging_face_cache(past, batch)).logits
-        assert_close(logits, truth)
-        if rows == 1:
-            expanded = [tuple(tensor.expand(batch, -1, -1, -1) for tensor in pair) for pair in past]
-            assert_close(logits, model(tokens, expanded))
+        truth = twin(tokens, past_key_values=hugging_face_cache(past, 4),
+                     attention_mask=covered.long()).logits[mask]
+        for logits in both_logits(model, tokens, mask, past):  # which need no mask
+            assert_close(logits, truth)
+        assert_close(model(tokens, past, mask=covered)[mask], truth)  # and may have one
 
 
 @torch.no_grad()
@@ -167,61 +153,46 @@ def test_pad_gives_the_rows_and_tells_where_their_tokens_stand(rows):
     assert torch.equal(places, mask.flatten().nonzero()[:, 0])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_with_places_logits_are_those_of_the_real_tokens_and_so_are_gradients(seed):
-    """And no work is done on padding: what works on single tokens sees the N real ones."""
-    model, twin, draw = model_and_twin(seed)
-    past = random_past(model.config, 3, 1, seed) if seed % 2 else None
-    prompts = random_prompts(seed, model.config.n_vocab, draw.choices(range(1, 30), k=4))
-    (tokens, places), (_, mask) = pad(prompts), pad_right(prompts)
-    seen = rows_seen(model)
-    logits = model(tokens, past, places=places)
-    assert set(seen.values()) == {sum(map(len, prompts))}
-    covered = F.pad(mask, (3 if past else 0, 0), value=True).long()
-    cache = past and hugging_face_cache(past, 4)
-    truth = twin(tokens, past_key_values=cache, attention_mask=covered).logits[mask]
-    assert_close(logits, truth)
-    named = dict(twin.transformer.named_parameters())
-    in_our_order = [named[name] for name, _ in model.named_parameters()]
-    true_gradients = torch.autograd.grad((truth**2).sum(), in_our_order)
-    for ours, true_gradient in zip(gradients_of(model, logits), true_gradients, strict=True):
-        assert_close(ours, true_gradient)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_wanted_logits_are_those_of_all_and_so_are_gradients(seed):
-    """And behind the last attention no work is done for the others."""
-    model, _, draw = model_and_twin(seed)
-    past = random_past(model.config, 3, 1, seed) if seed % 2 else None
-    prompts = random_prompts(seed, model.config.n_vocab, draw.choices(range(2, 30), k=4))
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 10**6),
+       P=st.sampled_from([None, 1, 4]), past_rows=st.booleans(),
+       masked=st.sampled_from([None, "keys", "pairs"]), moved=st.booleans())
+def test_wanted_logits_are_those_of_the_plain_forward_and_so_are_gradients_and_the_past(
+        lengths, P, past_rows, masked, moved, seed):
+    """Gradients of parameters and of the past. And no work is done on padding, nor, after the last
+    attention, on what is not wanted."""
+    config, draw = random_config(seed), random.Random(seed)
+    model, generator = random_model(config, seed), torch.Generator().manual_seed(seed)
+    prompts = random_prompts(seed, config.n_vocab, lengths)
     tokens, places = pad(prompts)
-    seen, last = rows_seen(model), f"h.{model.config.n_layer - 1}"
-    for given_places, N in ((None, tokens.numel()), (places, len(places))):
-        M = draw.randint(1, N - 1)
-        wanted = torch.tensor(draw.sample(range(N), M))
-        truth = model(tokens, past, places=given_places).flatten(0, -2)[wanted]
-        ours = model(tokens, past, places=given_places, wanted=wanted)
-        few = {name for name, rows in seen.items() if rows == M}
-        assert few == {"ln_f", *(f"{last}.{name}" for name in
-                                 ("ln_2", "mlp", "mlp.c_fc", "mlp.c_proj"))}
-        assert set(seen.values()) == {M, N}
-        assert_close(ours, truth)
-        for a, b in zip(gradients_of(model, ours), gradients_of(model, truth), strict=True):
-            assert_close(a, b)
-
-
-def test_undoing_the_row_keeps_nothing_but_the_places_for_the_backward_pass():
-    places, kept = torch.tensor([0, 1, 2, 3]), []
-    row = torch.randn(4, 8, requires_grad=True)
-
-    def keep(tensor):
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        unpacked = Packing(torch.Size((2, 3)), places).unpack(row)
-    assert torch.equal(unpacked.flatten(0, 1)[:4], row) and not unpacked.flatten(0, 1)[4:].any()
-    assert kept and not any(tensor.is_floating_point() for tensor in kept)
+    (B, T), M = tokens.shape, draw.randint(1, len(places))
+    wanted = places[draw.sample(range(len(places)), M)]
+    past = None if P is None else random_past(config, P, B if past_rows else 1, seed)
+    leaves = [tensor.requires_grad_() for pair in past or [] for tensor in pair]
+    positions = torch.randint(config.n_ctx, (B, T), generator=generator) if moved else None
+    mask, P = None, P or 0
+    if masked:
+        shape = (B, T, P + T) if masked == "pairs" else (B, P + T)
+        mask = torch.rand(shape, generator=generator) < 0.7
+        mask[..., P] = True  # or a token might see nothing at all
+    truth, true_past = model(tokens, past, positions, mask, return_past=True)
+    seen = rows_seen(model)
+    ours, our_past = wanted_logits(model, tokens, places, wanted, past, positions, mask,
+                                   return_past=True)
+    last = {"ln_f", *(f"h.{config.n_layer - 1}.{name}"
+                      for name in ("ln_2", "mlp", "mlp.c_fc", "mlp.c_proj"))}
+    assert all(n_rows == (M if name in last else len(places)) for name, n_rows in seen.items())
+    assert_close(ours, truth.flatten(0, 1)[wanted])
+    for pair, true_pair in zip(our_past, true_past, strict=True):
+        for vectors, true_vectors in zip(pair, true_pair):  # [B, n_head, P + T, head_dim]
+            vectors, true_vectors = (x[:, :, P:].transpose(1, 2).flatten(0, 1)[places]
+                                     for x in (vectors, true_vectors))
+            assert_close(vectors, true_vectors)
+    leaves += model.parameters()
+    gradients, true_gradients = (torch.autograd.grad((logits**2).sum(), leaves)
+                                 for logits in (ours, truth.flatten(0, 1)[wanted]))
+    for gradient, true_gradient in zip(gradients, true_gradients, strict=True):
+        assert_close(gradient, true_gradient)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -236,7 +207,7 @@ def test_a_growing_past_is_a_concatenated_one_also_when_rows_leave(seed, monkeyp
     for n_tokens in (1, 2, 7, 1, 5):
         n_rows = len(tokens)
         staying = draw.sample(range(n_rows), draw.randint(max(1, n_rows - 2), n_rows))
-        rows = rows_that_stay([[0] if row in staying else [] for row in range(n_rows)])
+        rows = rows_that_stay([row not in staying for row in range(n_rows)])
         tokens, past = tokens[rows], [(key[rows], value[rows]) for key, value in past]
         for layer in growing:
             for tensor in layer:
@@ -271,7 +242,7 @@ def test_under_autocast_a_float32_prefix_leaves_a_bfloat16_past():
 ])
 def test_the_published_sizes_have_the_published_numbers_of_parameters(name, count):
     with torch.device("meta"):
-        model = GPT2(SIZES[name])
+        model = GPT2(GPT2Config(**PUBLISHED[name]))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
@@ -319,7 +290,7 @@ def test_gradients_of_a_batchs_loss_equal_hugging_face(seed):
     model, twin, _ = model_and_twin(seed)
     examples = random_examples(seed, model.config.n_vocab, count=4)
     batch = make_batch(examples)
-    logits = model(batch.tokens, places=batch.places, wanted=batch.wanted)
+    logits = model(batch.tokens).flatten(0, 1)[batch.wanted]
     loss, truth = F.cross_entropy(logits, batch.targets), hugging_face_loss(twin, examples)
     assert_close(loss, truth)
     loss.backward()
@@ -365,7 +336,7 @@ def test_drawn_writing_repeats_with_its_generator_and_differs_with_another():
 @pytest.mark.parametrize("temperature", ["-1", "nan", "inf", "1e-40"])
 def test_a_temperature_at_which_nothing_can_be_drawn_is_refused(temperature):
     done = run_here(gpt2.main, "The", f"--temperature={temperature}")
-    assert done.error == "error: --temperature must be 0, or from 0.01 to 100"
+    assert done.stderr == "error: --temperature must be 0, or from 0.01 to 100\n"
 
 
 def test_drawn_tokens_have_the_frequencies_of_the_model():

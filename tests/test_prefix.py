@@ -7,15 +7,15 @@ import re
 import pytest
 import safetensors.torch
 import torch
-import torch.nn.functional as F
-from conftest import (assert_close, by_pefts_names, hugging_face_cache, hugging_face_twin,
-                      pad_right, peft_twin, random_config, random_model, random_prefix,
+from conftest import (assert_close, both_logits, by_pefts_names, hugging_face_cache,
+                      hugging_face_twin, pad_right, peft_twin, random_config, random_model, random_prefix,
                       random_prompts, run_python)
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 
-from support.files import InputError
-from gpt2 import SIZES, GPT2Config
+from gpt2 import GPT2Config
 from prefix import Prefix, activations, count_parameters, load_prefix, save_prefix
+from support.bases import PUBLISHED
+from support.files import InputError
 
 SEEDS = range(12)
 FORMS = ("network", "per-layer", "direct")
@@ -35,12 +35,6 @@ def ragged_batch(seed, config):
     return pad_right(random_prompts(seed, config.n_vocab, lengths))
 
 
-def next_token_loss(logits, tokens, mask):
-    """The mean loss of every token but each row's first."""
-    targets = tokens.masked_fill(~mask, -100)[:, 1:]
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=-100)
-
-
 # --------------------------------------------------------------------------------------------------
 # Against PEFT
 # --------------------------------------------------------------------------------------------------
@@ -52,9 +46,10 @@ def next_token_loss(logits, tokens, mask):
 def test_logits_equal_pefts_for_random_configurations_and_ragged_batches(seed, form):
     model, prefix = model_and_prefix(seed, form)
     tokens, mask = ragged_batch(seed, model.config)
-    logits = model(tokens, prefix())[mask]
     peft_model = peft_twin(hugging_face_twin(model), prefix)
-    assert_close(logits, peft_model(tokens, attention_mask=mask.long()).logits[mask])
+    truth = peft_model(tokens, attention_mask=mask.long()).logits[mask]
+    for logits in both_logits(model, tokens, mask, prefix()):
+        assert_close(logits, truth)
     assert (logits - model(tokens)[mask]).abs().max() > 1e-3  # the prefix does something
 
 
@@ -64,16 +59,15 @@ def test_gradients_of_the_whole_prefix_equal_pefts(seed, form):
     model, prefix = model_and_prefix(seed, form)
     peft_model = peft_twin(hugging_face_twin(model), prefix)
     tokens, mask = ragged_batch(seed, model.config)
-    next_token_loss(model(tokens, prefix()), tokens, mask).backward()
-    true_logits = peft_model(tokens, attention_mask=mask.long()).logits
-    next_token_loss(true_logits, tokens, mask).backward()
-    ours = by_pefts_names(prefix)
+    (peft_model(tokens, attention_mask=mask.long()).logits[mask] ** 2).mean().backward()
     truth = dict(peft_model.prompt_encoder["default"].named_parameters())
+    ours = by_pefts_names(prefix)
     assert ours.keys() == truth.keys()
-    for name, parameter in ours.items():
-        assert parameter.grad.abs().max() > 1e-9, name  # or the comparison would say nothing
-        assert_close(parameter.grad, truth[name].grad)
-    assert all(parameter.grad is None for parameter in model.parameters())
+    for logits in both_logits(model, tokens, mask, prefix()):
+        gradients = torch.autograd.grad((logits**2).mean(), [*ours.values()], retain_graph=True)
+        for name, gradient in zip(ours, gradients):
+            assert gradient.abs().max() > 1e-9, name  # or the comparison would say nothing
+            assert_close(gradient, truth[name].grad)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,7 +123,7 @@ def test_per_layer_each_layers_keys_and_values_are_of_its_own_network(seed):
 ])
 def test_every_form_trains_and_keeps_as_many_numbers_as_published(form, trained):
     with torch.device("meta"):
-        prefix = Prefix(SIZES["gpt2-medium"], 5, form=form)
+        prefix = Prefix(GPT2Config(**PUBLISHED["gpt2-medium"]), 5, form=form)
     assert (count_parameters(prefix), prefix.key_values().numel()) == (trained, 245_760)
 
 
@@ -251,11 +245,13 @@ def test_a_missing_file_is_named(folder, name):
     ({"num_layers": ...}, "num_layers is missing"),
     ({"num_layers": "2"}, "n_layer .* '2'"),
     ({"num_attention_heads": 4}, "must be a multiple of n_head"),
-    ({"num_virtual_tokens": 4.0}, r"the shape \[4, 24\], but .* asks for \[4.0, 24\]"),
+    ({"num_transformer_submodules": 2}, "num_transformer_submodules is 2, but only 1"),
+    ({"task_type": "SEQ_2_SEQ_LM"}, "task_type is 'SEQ_2_SEQ_LM'"),
+    ({"num_virtual_tokens": 4.0}, "length must be a whole number above 0, but is 4.0"),
     ({"num_virtual_tokens": 5}, r"the shape \[4, 24\], but adapter_config.json asks for \[5, 24\]"),
     ({"num_layers": 3}, r"the shape \[4, 24\], but adapter_config.json asks for \[4, 36\]"),
-    ([], "adapter_config.json"),
-    ("{", "line 1: not JSON"),
+    ("[]", "adapter_config.json"),
+    ("{", "adapter_config.json holds no JSON object"),
 ])
 def test_configurations_of_other_adapters_are_refused(folder, change, message):
     path = folder / "adapter_config.json"
@@ -286,10 +282,10 @@ def test_damaged_and_other_weights_are_named(folder):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("length", [1, 5, 30])
 def test_kept_are_two_vectors_a_layer_and_position(name, length, form):
-    config = SIZES[name]
+    config = GPT2Config(**PUBLISHED[name])
     with torch.device("meta"):
         prefix = Prefix(config, length, form=form)
     assert prefix.key_values().shape == (length, config.n_layer * 2 * config.n_embd)
