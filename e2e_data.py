@@ -7,6 +7,7 @@ ends it, and the tokens of the sentence, which alone carry loss.
 """
 
 import argparse
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def read_slot(slot):
     if not isinstance(slot, (list, tuple)) or len(slot) != 2:
         raise InputError(f"a slot of the table is {str(slot)[:200]}, but must be a pair, [key, "
                          "value]; write triples as `subject : relation : object | ...`")
-    key, value = (str(part) if type(part) in (int, float) else part for part in slot)
+    key, value = (str(part) if type(part) is int or type(part) is float and math.isfinite(part)
+                  else part for part in slot)
     if not isinstance(key, str) or not key.strip():
         raise InputError(f"a key of the table is {key!r}, but must be a text")
     if not isinstance(value, str):
@@ -97,7 +99,7 @@ def join_slots(slots):
     texts = []
     for slot in slots:
         key, value = map(single_blanks, slot)
-        if "|" in [*key.split(), *value.split()]:
+        if "|" in tokenise_value(f"{key} {value}").split():  # E2E's form would be cut there
             raise InputError("a | that stands alone divides slots, and cannot be in one: "
                              f"{key!r}, {value!r}")
         texts.append(f"{key} : {value}")

@@ -8,7 +8,8 @@ import torch
 
 from support import hugging_face
 from support.downloads import download
-from support.files import ROOT, InputError, blaming, check_file, read_json, write_json
+from support.files import (ROOT, InputError, blaming, check_file, read_json, refuse_file,
+                           write_json)
 from support.tf_checkpoint import read_openai_weights
 
 SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")  # OpenAI's own names
@@ -44,9 +45,7 @@ def model_folder(source, needed=()):
         for name in needed:
             expected_size = n_bytes if ".data-" in name else None
             download(f"{OPENAI_URL}/{theirs}/{name}", folder / name, needed[name], expected_size)
-    elif folder.is_file():
-        raise InputError(f"{folder} is a file: give the folder that it lies in")
-    elif not folder.is_dir():
+    elif not refuse_file(folder).is_dir():
         raise InputError(
             f"there is no model {str(source)!r}: give a folder or one of {', '.join(NAMES)}")
     return folder
@@ -204,7 +203,7 @@ def read_adapter_config(folder):
 
     Raises InputError where it is of another kind.
     """
-    path = Path(folder) / "adapter_config.json"
+    path = refuse_file(Path(folder)) / "adapter_config.json"
     values = read_json(check_file(path))
     for name, allowed in ADAPTER_KIND.items():
         if values.get(name) not in allowed:

@@ -285,6 +285,13 @@ def check_file(path):
     return path
 
 
+def refuse_file(folder):
+    """The path of a folder. Raises InputError where a file lies there."""
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: give the folder that it lies in")
+    return folder
+
+
 def sha256(path):
     """The SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:

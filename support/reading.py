@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from support.downloads import download
-from support.files import ROOT, InputError, sha256
+from support.files import ROOT, InputError, refuse_file, sha256
 
 SPLITS = ("train", "valid", "test")
 SRC1_NAMES = {split: f"src1_{split}.txt" for split in SPLITS}
@@ -41,9 +41,7 @@ def find_data(source):
         for name in SRC1_NAMES.values():
             if not (folder / name).exists():
                 download(f"{SRC1_URL}/{name}", folder / name, KNOWN_SHA256[name])
-    if folder.is_file():
-        raise InputError(f"{folder} is a file: give the folder that it lies in")
-    if not folder.is_dir():
+    if not refuse_file(folder).is_dir():
         raise InputError(f"there is no data set {str(source)!r}: give e2e, sample or a folder")
     return folder
 
@@ -120,8 +118,9 @@ def parse_table(text):
 def parse_json_row(line):
     row = parse_json(line)
     keys = [key for key, _ in row] if isinstance(row, tuple) else []
-    table, sentence = (row[i][1] for i in find_columns("an object's keys", keys))
-    return table, sentence
+    (name, table), (key, sentence) = (row[i] for i in find_columns("an object's keys", keys))
+    is_slots = isinstance(table, (list, tuple))
+    return table if is_slots else one_line(table, name), one_line(sentence, key)
 
 
 def csv_rows(path, text):
@@ -193,7 +192,7 @@ def one_line(text, what="text"):
 
 
 def name_of_kind(value):
-    """What a value of a JSON file is, in JSON's words."""
+    """What a value of a JSON file is, in JSON's words; a number as it stands there."""
     names = {type(None): "null", bool: "true or false", list: "a list", tuple: "an object",
-             dict: "an object", int: "a number", float: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}")
+             dict: "an object"}
+    return names.get(type(value), repr(value)[:60])

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from e2e_data import linearize, read_examples, read_split, read_table  # noqa: E402
 from support.files import InputError  # noqa: E402
-from e2e_data import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, linearize, read_examples,  # noqa: E402
-                      read_split, read_table)
+from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME  # noqa: E402
 
 WORDS = [
     "name", "eatType", "Cocum", "pub", "The Vaults", "£20-25", "é", "5", "", "x" * 50, "中", "🍕"

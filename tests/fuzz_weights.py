@@ -24,11 +24,11 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from support.files import InputError  # noqa: E402
 from gpt2 import GPT2, GPT2Config, load_both, load_model, save_model  # noqa: E402
-from support.hugging_face import bytes_of_characters  # noqa: E402
 from prefix import Prefix, load_prefix, save_prefix  # noqa: E402
+from support.files import InputError  # noqa: E402
 from support.tf_checkpoint import MAGIC  # noqa: E402
+from support.tokenizer import bytes_of_characters  # noqa: E402
 
 NUMBERS = [
     0,

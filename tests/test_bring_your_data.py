@@ -20,10 +20,10 @@ import describe
 import e2e_data
 import metrics
 import train
-from support.files import InputError
-from e2e_data import (CSV_NAMES, KEYS, SRC1_NAMES, ZIP_NAME, encode_table, find_data,
-                      group_by_table, read_split, read_table)
+from e2e_data import KEYS, encode_table, group_by_table, read_split, read_table
 from gpt2 import load_tokenizer
+from support.files import InputError
+from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME, find_data
 from support.run_folder import read_settings
 
 QUICK = ("--model", "tiny", "--device", "cpu", "--prefix-form", "direct", "--prefix-length", "2",

@@ -8,9 +8,9 @@ import pytest
 from conftest import run_python
 
 import metrics
-from support.files import InputError
 from e2e_data import group_by_table, read_split, tokenise_text
 from experiments.challenge import read_system
+from support.files import InputError
 
 
 def test_98_percent_of_src1s_sentences_are_the_official_ones_tokenised_by_our_rules(shared):

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import e2e_data
-from support.files import InputError
-from e2e_data import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, data_file, encode_example, encode_table,
-                      find_data, group_by_table, is_known, linearize, make_batch, read_split,
-                      shuffled_batches)
+from e2e_data import (encode_example, encode_table, group_by_table, linearize, make_batch,
+                      read_split, shuffled_batches)
 from gpt2 import load_tokenizer
+from support.files import InputError
+from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME, find_data, is_known, split_path
 
 SIZES = {"train": (42061, 4862), "valid": (4672, 547), "test": (4693, 630)}
 
@@ -119,7 +119,7 @@ def test_a_folder_with_both_forms_is_wholly_read_as_the_papers_files(tmp_path):
     write_forms(tmp_path, *SRC1_NAMES.values(), *CSV_NAMES.values())
     (tmp_path / ZIP_NAME).write_bytes(b"never opened")
     for split, name in SRC1_NAMES.items():
-        assert data_file(tmp_path, split) == tmp_path / name
+        assert split_path(tmp_path, split) == tmp_path / name
         assert read_split(tmp_path, split) == [("name : a", name)]
 
 
@@ -158,8 +158,7 @@ TOKENS = st.lists(st.integers(1, 9), min_size=1)
 @given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1))
 def test_a_batch_holds_every_example_and_every_target_is_the_next_token(encoded):
     batch = make_batch(encoded)
-    places = batch.places[batch.wanted].tolist()  # in B * T
-    T, pairs = batch.tokens.shape[1], list(zip(places, batch.targets.tolist()))
+    T, pairs = batch.tokens.shape[1], list(zip(batch.wanted.tolist(), batch.targets.tolist()))
     expected = []
     for row, (prompt, answer) in enumerate(encoded):
         example = prompt + answer

@@ -25,10 +25,11 @@ import describe
 import metrics
 import train
 from beam import Hypothesis
-from support.files import InputError
-from e2e_data import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, check_length, encode_table, group_by_table,
-                      linearize, make_batch, read_split, read_table)
+from e2e_data import (check_lengths, encode_table, group_by_table, linearize, make_batch,
+                      read_split, read_table)
 from gpt2 import GPT2Config, load_tokenizer
+from support.files import InputError
+from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME
 
 QUICK = ("--mode", "prefix", "--model", "tiny", "--device", "cpu", "--max-new-tokens", "3",
          "--num-beams", "1", "--max-steps", "1", "--prefix-form", "direct", "--prefix-length", "2")
@@ -167,30 +168,34 @@ def test_a_text_that_is_nothing_but_white_space_is_refused_by_file_and_line(text
         read_test(SRC1_NAMES["test"], f"name : A||A.\nname : A||{text}".replace("\n\n", "\n"))
 
 
-@pytest.mark.parametrize("line, message", [
-    ('{"table": "name : A", "text": "\\ud800"}', "no character of a text"),
-    ('{"table": "name : A", "text": null}', "a text was expected"),
-    ('{"table": "name : A", "text": NaN}', "a text was expected"),
-    ('{"table": "name : A", "text": ["A."]}', "a text was expected"),
-    ('{"table": {}, "text": "A."}', "a text was expected"),
-    ('{"table": {"name": null}, "text": "A."}', "pair of texts"),
-    ('{"table": {"name": {"a": "b"}}, "text": "A."}', "pair of texts"),
-    ('{"table": ["name"], "text": "A."}', "pair of texts"),
-    ('{"table": ["ab", "cd"], "text": "A."}', "pair of texts"),
-    ('{"table": [["name", "A", "B"]], "text": "A."}', "pair of texts"),
-    ('{"table": [["", "A"]], "text": "A."}', "was expected"),
-    ('{"table": "name : A", "text": "A."', "not JSON"),
-    ('{"table": "name : A"} {"text": "A."}', "not JSON"),
-    ("[" * 100_000, "not JSON"),
-    ('["name : A", "A."]', "keys mr,ref were expected"),
-    ('[["table", "name : A"], ["text", "A."]]', "keys mr,ref were expected"),
-    ('{"table": "name : A", "Text": "A."}', "keys mr,ref were expected"),
-    ('{"table": "name : A", "text": "A.", "text": "B."}', "keys mr,ref were expected"),
-    ('{"table": "name : A", "text": "A.", "mr": "name[B]", "ref": "B."}',
-     "keys mr,ref were expected"),
-])
-def test_a_line_of_json_that_is_no_example_is_refused_by_its_line(line, message):
-    with pytest.raises(InputError, match=f"test.jsonl, line 3: .*{message}"):
+NO_EXAMPLES = {  # what stands in a line of JSON -> the message
+    '{"table": "name : A", "text": "\\ud800"}': "no character of a text",
+    '{"table": "name : A", "text": null}': "text is null, but must be a text",
+    '{"mr": "name[A]", "ref": ["A.", "B."]}': "ref is a list, .* write a line for each sentence",
+    '{"mr": null, "ref": "A."}': "mr is null",
+    '{"table": {}, "text": "A."}': "a table was expected",
+    '{"table": {"name": "A", "phone": null}, "text": "A."}': "phone of the table is null",
+    '{"table": {"name": {"a": "b"}}, "text": "A."}': "name of the table is an object",
+    '{"table": {"name": true}, "text": "A."}': "name of the table is true or false",
+    '{"table": {"name": NaN}, "text": "A."}': "name of the table is nan",
+    '{"table": {"name": ["A"]}, "text": "A."}': "name .* a list, .* or leave the slot out",
+    '{"table": ["ab"], "text": "A."}': "a slot of the table is ab, but must be a pair",
+    '{"table": [["A", "near", "B"]], "text": "A."}': "near.* as `subject : relation : object",
+    '{"table": [["", "A"]], "text": "A."}': "a key of the table is ''",
+    '{"table": "name : A", "text": "A."': "not JSON",
+    '{"table": "name : A"} {"text": "A."}': "not JSON",
+    "[" * 100_000: "not JSON",
+    '["name : A", "A."]': "keys mr,ref were expected",
+    '[["table", "name : A"], ["text", "A."]]': "keys mr,ref were expected",
+    '{"table": "name : A", "Text": "A."}': "keys mr,ref were expected",
+    '{"table": "name : A", "text": "A.", "text": "B."}': "keys mr,ref were expected",
+    '{"table": "name : A", "text": "A.", "mr": "name[B]", "ref": "B."}': "keys mr,ref were expected",
+}
+
+
+@pytest.mark.parametrize("line", NO_EXAMPLES, ids=lambda line: line[:60])
+def test_a_line_of_json_that_is_no_example_is_refused_by_its_line_and_says_what_stands_there(line):
+    with pytest.raises(InputError, match=f"test.jsonl, line 3: .*{NO_EXAMPLES[line]}"):
         read_test("test.jsonl", jsonl_of([("name[A]", "A.")]) + "\n" + line)
 
 

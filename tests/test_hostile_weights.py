@@ -14,9 +14,10 @@ import torch
 from fuzz_weights import block, field, fuzz, make_folders, tf_index, tf_pairs
 
 import gpt2
-from support.files import InputError
-from gpt2 import GPT2Config, load_config, load_model
+from gpt2 import load_config, load_model
 from prefix import load_prefix
+from support import bases
+from support.files import InputError
 from support.tf_checkpoint import read_tf_checkpoint
 
 
@@ -138,19 +139,19 @@ def test_a_rezipped_bin_without_compression_is_right(folders):
 
 
 def test_a_head_count_that_is_not_the_published_one_is_refused(folders, monkeypatch):
-    published = GPT2Config(n_vocab=264, n_ctx=8, n_embd=4, n_head=2, n_layer=2, eos_token=0)
-    monkeypatch.setitem(gpt2.SIZES, "gpt2-medium", published)
+    published = {"n_vocab": 264, "n_ctx": 8, "n_embd": 4, "n_head": 2, "n_layer": 2}
+    monkeypatch.setitem(bases.PUBLISHED, "gpt2-medium", published)
     for form in ("tf", "safetensors"):
         load_model(folders[form])
     change_json(folders["tf"] / "hparams.json", n_head=4)
-    with pytest.raises(InputError, match=r"hparams\.json is not that of gpt2-medium: .*n_head=4"):
+    with pytest.raises(InputError, match=r"hparams\.json is not that of gpt2-medium: .*'n_head': 4"):
         load_model(folders["tf"])
     change_json(folders["safetensors"] / "config.json", n_head=4)
     load_model(folders["safetensors"])  # somebody's own model may have another
     models = folders["tf"].parent / "root" / "models"
     shutil.copytree(folders["safetensors"], models / "gpt2-medium")
-    monkeypatch.setattr(gpt2, "ROOT", models.parent)
-    with pytest.raises(InputError, match=r"config\.json is not that of gpt2-medium: .*n_head=4"):
+    monkeypatch.setattr(bases, "ROOT", models.parent)
+    with pytest.raises(InputError, match=r"config\.json is not that of gpt2-medium: .*'n_head': 4"):
         load_model("gpt2-medium")
 
 
@@ -159,7 +160,7 @@ def test_what_was_downloaded_under_a_name_has_the_sizes_of_that_name(folders, mo
     shutil.copytree(folders["tf"], models / "gpt2-medium")
     for name in ("encoder.json", "vocab.bpe"):
         (models / "gpt2-medium" / name).touch()
-    monkeypatch.setattr(gpt2, "ROOT", models.parent)
+    monkeypatch.setattr(bases, "ROOT", models.parent)
     with pytest.raises(InputError, match=r"hparams\.json is not that of gpt2-medium"):
         load_model("gpt2-medium")
 

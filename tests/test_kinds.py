@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, run_here
 
-from support.files import InputError
 from describe import load_run, log_probability
-from e2e_data import encode_example, find_data, read_split
-from gpt2 import load_tokenizer
+from e2e_data import encode_example, read_split
 from experiments import kinds
+from gpt2 import load_tokenizer
+from support.files import InputError
+from support.reading import find_data
 
 TABLE = "name : Alimentum | area : city centre | family friendly : no"
 MET = {".": 20_000, "is": 10_000, "a": 9_999, "not": 100, "place": 99, "in": 12_345}

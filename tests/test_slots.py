@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from support.files import InputError
 from experiments import slots
+from support.files import InputError
 
 
 @pytest.mark.parametrize("slot, value, sentence, expected", [

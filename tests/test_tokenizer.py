@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from support.files import InputError, read_json, write_json
-from e2e_data import SPLITS, read_split
+from e2e_data import read_split
 from gpt2 import load_tokenizer
+from support.files import InputError, read_json, write_json
+from support.reading import SPLITS
 
 
 @pytest.fixture(scope="module", params=["OpenAI's", "models/tiny", "retrained"])

@@ -16,9 +16,10 @@ import torch
 from conftest import assert_close, hugging_face_twin, random_config, random_model, run_python
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from support.files import InputError, read_json, write_json
-from gpt2 import (GPT2, SIZES, GPT2Config, generate, load_config, load_model, load_tokenizer,
+from gpt2 import (GPT2, GPT2Config, generate, load_config, load_model, load_tokenizer,
                   save_model)
+from support.bases import PUBLISHED
+from support.files import InputError, read_json, write_json
 from support.tf_checkpoint import read_tf_checkpoint
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -200,7 +201,7 @@ def test_gpt2_mediums_published_sizes_are_those_of_its_name(tmp_path):
         with open(tmp_path / name, "wb") as file:
             file.truncate(size)
     config = load_config(tmp_path)
-    assert config == SIZES["gpt2-medium"] and config.eos_token == 50256
+    assert config == GPT2Config(**PUBLISHED["gpt2-medium"]) and config.eos_token == 50256
     with torch.device("meta"):
         model = GPT2(config)
     parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
