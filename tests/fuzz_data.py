@@ -162,17 +162,20 @@ def fuzz_csv(rng):
 
 
 def fuzz_jsonl(rng):
-    examples, lines = random_examples(rng), []
+    examples, lines, expected = random_examples(rng), [], []
     names = rng.choice([("mr", "ref"), ("table", "text")])
     for slots, sentence in examples:
-        forms = [official(slots), linearize_slots(slots), slots]
-        if len(dict(slots)) == len(slots):
-            forms.append(dict(slots))
-        row = {"id": rng.choice([None, 1, [1.5]]), names[0]: rng.choice(forms), names[1]: sentence}
+        as_it_stands = " | ".join(f"{key} : {value}" for key, value in slots)
+        table, is_read_as = rng.choice([(official(slots), linearize_slots(slots)),
+                                        (as_it_stands, as_it_stands), (slots, as_it_stands)])
+        if table is slots and len(dict(slots)) == len(slots):
+            table = rng.choice([slots, dict(slots)])
+        row = {"id": rng.choice([None, 1, [1.5]]), names[0]: table, names[1]: sentence}
         lines.append(json.dumps(row, ensure_ascii=rng.random() < 0.5))
+        expected.append((is_read_as, sentence))
     good = "".join(f"{line}{rng.choice(chr(10) * 2 + chr(13))}\n" for line in lines)
     content = damage_bytes(rng, damage_text(rng, good).encode("utf-8", "surrogatepass"))
-    found = read("test.jsonl", content, wanted(examples) if content == good.encode() else None)
+    found = read("test.jsonl", content, expected if content == good.encode() else None)
     if found:
         lines = content.decode("utf-8-sig").split("\n")
         assert len(found) == sum(bool(line.strip()) for line in lines)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import zipfile
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,16 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import beam
-import compare
 import describe
 import e2e_data
 import metrics
 import train
 from e2e_data import KEYS, encode_table, group_by_table, read_split, read_table
 from gpt2 import load_tokenizer
+from support import drawing, record
 from support.files import InputError
 from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME, find_data
+from support.record import Record
 from support.run_folder import read_settings
+from support.settings import Settings
 
 QUICK = ("--model", "tiny", "--device", "cpu", "--prefix-form", "direct", "--prefix-length", "2",
          "--num-beams", "1", "--max-new-tokens", "3", "--epochs", "1", "--batch-size", "4")
@@ -71,11 +74,16 @@ def as_official(slots):
     return ", ".join(f"{key}[{value}]" for key, value in slots)
 
 
+def as_it_stands_there(slots):
+    return " | ".join(f"{key} : {value}" for key, value in slots)
+
+
 def as_model_reads(slots):
-    return " | ".join(f"{KEYS.get(key, key)} : {value}" for key, value in slots)
+    return as_it_stands_there((KEYS.get(key, key), value) for key, value in slots)
 
 
-@pytest.mark.parametrize("value", ["A | food : B", "A\t|\tB", "A |"])
+@pytest.mark.parametrize("value", ["A | food : B", "A\t|\tB", "A |", "A-|-B", "£|£ : B",
+                                   "A \ufeff|\ufeff B"])
 def test_a_value_with_what_divides_slots_is_refused_and_does_not_become_two(value):
     with pytest.raises(InputError, match="divides slots"):
         read_table([["name", value]])
@@ -85,11 +93,21 @@ def test_a_value_with_what_divides_slots_is_refused_and_does_not_become_two(valu
 
 
 @given(tables, st.sampled_from([" ", "\n", "  \t", "\u2028"]))
-def test_a_table_means_the_same_in_each_of_its_forms(slots, white):
-    expected = as_model_reads(slots)
-    assert read_table(as_official(slots)) == read_table(expected) == expected
-    assert read_table(slots) == read_table([list(slot) for slot in slots]) == expected
-    assert read_table(white + expected.replace(" ", white)) == expected
+def test_e2es_form_alone_is_renamed_and_the_others_stay_as_they_are(slots, white):
+    renamed, as_it_stands = as_model_reads(slots), as_it_stands_there(slots)
+    assert read_table(as_official(slots)) == read_table(renamed) == renamed
+    assert read_table(slots) == read_table([list(slot) for slot in slots]) == as_it_stands
+    assert read_table(white + as_it_stands.replace(" ", white)) == as_it_stands
+    if len(dict(slots)) == len(slots):
+        assert read_table(dict(slots)) == as_it_stands
+
+
+@pytest.mark.parametrize("value", ["2014-08-25", "-5", "£20-25", "a[b], c", "3.50"])
+def test_own_values_are_one_prompt_in_a_string_an_object_and_pairs(value, tmp_path):
+    tables = [f"priceRange : {value}", {"priceRange": value}, [["priceRange", value]]]
+    write_jsonl(tmp_path, test=[(table, "x") for table in tables])
+    texts = [table for table, _ in read_split(tmp_path, "test")]
+    assert texts == [*map(read_table, tables)] == 3 * [tables[0]]
 
 
 def test_the_example_of_the_readme_is_linearised_as_the_papers_data_are():
@@ -135,13 +153,14 @@ def test_every_form_of_a_file_gives_the_same_examples(tmp_path_factory, examples
     expected = [(as_model_reads(slots), text) for slots, text in examples]
     pairs = [(as_official(slots), text) for slots, text in examples]
     wide = [dict.fromkeys(columns, ".") | {"mr": table, "ref": text} for table, text in pairs]
+    renamed = lambda slots: [(KEYS.get(key, key), value) for key, value in slots]
     lines = {
         "official": [{"table": table, "text": text} for table, text in pairs],
         "model": [{"table": table, "text": text, "mr": "name[other]"} for table, text in expected],
-        "pairs": [{"text": text, "id": 1, "table": slots} for slots, text in examples],
+        "pairs": [{"text": text, "id": 1, "table": renamed(slots)} for slots, text in examples],
         "mr": [{"mr": table, "ref": text, "table": None} for table, text in pairs],
-        "object": [{"table": dict(slots) if len(dict(slots)) == len(slots) else slots, "text": text}
-                   for slots, text in examples],
+        "object": [{"table": dict(renamed(slots)) if len(dict(slots)) == len(slots)
+                    else renamed(slots), "text": text} for slots, text in examples],
     }
     contents = [(SRC1_NAMES["valid"], "\n".join(f"{table}||{text} " for table, text in expected)),
                 (CSV_NAMES["valid"], as_csv(["mr", "ref"], pairs)),
@@ -240,17 +259,22 @@ def test_without_validation_or_test_set_training_works_and_says_what_it_leaves_o
 
 
 def test_the_figure_of_a_run_without_validation_set_shows_its_training_alone(monkeypatch, tmp_path):
-    drawn = []
-    monkeypatch.setattr(compare, "save_figure", lambda figure, path: drawn.append(figure.axes[0]))
+    drawn, figure_at = [], drawing.figure_at
+
+    @contextmanager
+    def watched(path):
+        with figure_at(path) as (figure, axes):
+            drawn.append(axes)
+            yield figure, axes
+
+    monkeypatch.setattr(drawing, "figure_at", watched)
     log = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}]
-    compare.draw_losses({"mine": [log]}, tmp_path / "loss.png")
-    compare.draw_losses({"mine": [[*log, {"step": 20, "validation_loss": 1.0}]]},
-                        tmp_path / "loss.png")
+    for more in ([], [{"step": 20, "validation_loss": 1.0}]):
+        drawing.draw_losses({"$mine": [log + more]}, tmp_path / "loss.png")
     points = [[(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
               for axes in drawn]
     training = ([10, 20], [3.0, 2.0])
     assert points == [[training], [training, ([20], [1.0])]]
-    assert all([text.get_text() for text in axes.get_legend().texts] == ["mine"] for axes in drawn)
 
 
 def test_a_run_without_test_set_that_was_stopped_is_not_finished(run, tmp_path, capsys,
@@ -306,20 +330,12 @@ def test_a_folder_with_a_test_set_alone_can_be_described_and_looked_at(run, tmp_
 # Options for small data
 
 
-def make_settings(monkeypatch, *arguments):
-    """The Settings that a command line asks for."""
-    monkeypatch.setattr(sys, "argv",
-                        ["train.py", "--mode", "prefix", "--model", "tiny", *map(str, arguments)])
-    (made,) = train.single_runs(train.parse_arguments()).values()
-    return made
-
-
 def drawn_examples(run, monkeypatch, data, *arguments):
     """What `train` would be given to train on."""
     class Stop(Exception):
         pass
 
-    def stop(settings, model, prefix, encoded, validation, folder):
+    def stop(settings, model, prefix, encoded, validation, record):
         found.append((encoded, validation))
         raise Stop
 
@@ -373,9 +389,9 @@ def test_the_learning_rate_with_warm_up_is_that_of_transformers(n_steps, warmup_
 
 def test_training_warms_up_as_long_as_it_is_told(monkeypatch, tmp_path, small):
     model, prefix, encoded = small
-    options = ("--lr", 0.01, "--batch-size", 1, "--epochs", 2, "--warmup-steps", 4)
-    monkeypatch.setattr(train, "LOG_EVERY", 1)
-    log = train.train(make_settings(monkeypatch, *options), model, prefix, encoded, [], tmp_path)
+    monkeypatch.setattr(record, "LOG_EVERY", 1)
+    settings = Settings("prefix", lr=0.01, batch_size=1, epochs=2, warmup_steps=4)
+    log = train.train(settings, model, prefix, encoded, [], Record(tmp_path))
     rates = [entry["lr"] for entry in log]  # after each step
     expected = [0.0025, 0.005, 0.0075, 0.01] + [0.01 * (1 - step / 8) for step in range(1, 9)]
     assert rates == pytest.approx(expected) and "validation_loss" not in str(log)
@@ -396,75 +412,44 @@ def state_of(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def assert_same_state(module, state):
-    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
-
-
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
 @pytest.mark.parametrize("losses, best", [([3.0, 1.0, 2.0, 1.0], 2), ([4.0, 3.0, 2.0, 1.0], 4),
                                           ([1.0, 2.0, 3.0, 4.0], 1)])
-@pytest.mark.parametrize("stop", [None, 1, 2, 3, 4])
-def test_best_is_the_state_after_the_epoch_with_the_lowest_validation_loss_to_the_bit_after_a_stop(
-        monkeypatch, tmp_path, capsys, small, mode, losses, best, stop):
+@pytest.mark.parametrize("stop", [None, 1, 3, 4])
+def test_kept_are_the_weights_of_the_last_epoch_or_of_the_best_to_the_bit_also_after_a_stop(
+        monkeypatch, tmp_path, small, mode, losses, best, stop):
     model, prefix, encoded = small
     if mode == "finetune":
         prefix = None
-    trained, start = prefix or model, state_of(prefix or model)
-    options = ("--lr", 0.01, "--batch-size", 2, "--epochs", 4)
-    after = []  # the state after each epoch, of a run that keeps the last
+    trained = prefix or model
+    start, saved, stopped = state_of(trained), {}, []
 
-    def measure(*_, **options):
-        after.append(state_of(trained))
-        return losses[len(after) - 1]
+    def run(keep):
+        settings = Settings(mode, lr=0.01, batch_size=2, epochs=4, keep=keep)
+        made = Record(tmp_path / keep, {}, lambda trained: saved.update({keep: state_of(trained)}))
 
-    monkeypatch.setattr(train, "validation_loss", measure)
-    train.train(make_settings(monkeypatch, *options), model, prefix, encoded, encoded,
-                tmp_path / "last")
-    assert_same_state(trained, after[3])
-    assert "Kept" not in capsys.readouterr().out
-    assert any(not torch.equal(after[2][name], tensor) for name, tensor in after[3].items())
+        def measure(*_, **options):
+            epoch = made.epoch()
+            if keep == "last":
+                saved[epoch] = state_of(trained)
+            elif epoch == stop and not stopped:
+                stopped.append(epoch)
+                raise KeyboardInterrupt
+            return losses[epoch - 1]
 
-    calls = []
+        monkeypatch.setattr(train, "validation_loss", measure)
+        trained.load_state_dict(start)  # as in a new process
+        train.train(settings, model, prefix, encoded, encoded, made)
 
-    def measure_or_stop(*_, **options):
-        calls.append(len(calls))
-        if stop == len(calls):
-            raise KeyboardInterrupt
-        done = len(calls) - 1 if stop is None or len(calls) < stop else len(calls) - 2
-        return losses[done]
-
-    trained.load_state_dict(start)
-    monkeypatch.setattr(train, "validation_loss", measure_or_stop)
-    keep_best = make_settings(monkeypatch, *options, "--keep", "best")
+    run("last")
     if stop:
         with pytest.raises(KeyboardInterrupt):
-            train.train(keep_best, model, prefix, encoded, encoded, tmp_path / "best")
-        trained.load_state_dict(start)  # a new process would start anew
-    train.train(keep_best, model, prefix, encoded, encoded, tmp_path / "best")
-    assert_same_state(trained, after[best - 1])
-    assert f"Kept is epoch {best}," in capsys.readouterr().out
-    trained.load_state_dict(start)  # stopped once more, before the weights were saved
-    train.train(keep_best, model, prefix, encoded, encoded, tmp_path / "best")
-    assert_same_state(trained, after[best - 1])
-
-
-def test_the_weights_of_the_folder_are_those_of_the_kept_epoch(run, tmp_path, monkeypatch, capsys):
-    from safetensors.torch import load_file
-
-    data = write_jsonl(tmp_path / "data", train=EXAMPLES, valid=EXAMPLES)
-    losses = iter([1.0, 2.0, 3.0] * 2)
-    monkeypatch.setattr(train, "validation_loss", lambda *_, **options: next(losses))
-    weights = {}
-    for keep in ("best", "last"):
-        run(train, "--mode", "prefix", *QUICK, "--epochs", 3, "--data", data, "--out",
-            tmp_path / keep, "--keep", keep)
-        saved = load_file(tmp_path / keep / "adapter_model.safetensors")
-        weights[keep] = saved["prompt_embeddings"]
-        kept = torch.load(tmp_path / keep / "training.pt", weights_only=True)
-        state = kept["best" if keep == "best" else "trained"]["embedding.weight"]
-        assert torch.equal(weights[keep], state)
-    assert not torch.equal(weights["best"], weights["last"])
-    assert "Kept is epoch 1," in capsys.readouterr().out
+            run("best")
+    run("best")
+    for name, tensor in start.items():
+        assert torch.equal(saved["best"][name], saved[best][name])
+        assert torch.equal(saved["last"][name], saved[4][name])
+    assert any(not torch.equal(saved[3][name], saved[4][name]) for name in start)
 
 
 def test_the_best_epoch_cannot_be_kept_without_validation_set(run, tmp_path):
@@ -490,9 +475,9 @@ def test_the_options_are_settings_with_values_always_and_a_run_goes_on_only_with
 
 @pytest.mark.parametrize("option, value", [("--max-examples", 0), ("--max-examples", -1),
                                            ("--warmup-steps", -1)])
-def test_numbers_that_make_no_sense_are_refused(monkeypatch, option, value):
+def test_numbers_that_make_no_sense_are_refused(run, option, value):
     with pytest.raises(InputError, match=f"{option} must be"):
-        make_settings(monkeypatch, option, value)
+        run(train, "--mode", "prefix", "--model", "tiny", option, value)
 
 
 # The published data

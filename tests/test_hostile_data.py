@@ -162,9 +162,9 @@ def test_a_text_that_is_nothing_but_white_space_is_refused_by_file_and_line(text
         contents = {"test.csv": csv_of([("name[B]", "B."), example]),
                     "test.jsonl": jsonl_of([("name[A]", "B."), ("name[B]", "B."), example])}
         for name, content in contents.items():
-            with pytest.raises(InputError, match=f"{name}, line 3: a text was expected"):
+            with pytest.raises(InputError, match=f"{name}, line 3: a (text|table) was expected"):
                 read_test(name, content)
-    with pytest.raises(InputError, match="line 2: a text was expected"):
+    with pytest.raises(InputError, match="line 2: a (text|table) was expected"):
         read_test(SRC1_NAMES["test"], f"name : A||A.\nname : A||{text}".replace("\n\n", "\n"))
 
 
@@ -312,10 +312,11 @@ def test_too_long_is_what_the_model_would_have_to_read_beyond_its_last_position(
         P, length, new_tokens):
     batch = make_batch([([1] * length, [2] * new_tokens)])
     needed = P + batch.tokens.shape[1]
-    check_length("here", P, [1] * length, new_tokens, needed, "tiny")
-    with pytest.raises(InputError,
-                       match=f"here: a prefix of {P}, .* more than the {needed - 1} that tiny has"):
-        check_length("here", P, [1] * length, new_tokens, needed - 1, "tiny")
+    examples = [(f"line {n}", [1] * length, new_tokens) for n in range(9)]
+    check_lengths(examples, P, needed, "tiny")
+    with pytest.raises(InputError, match=f"line 0: a prefix of {P}, .* more than the {needed - 1} "
+                       r"that tiny has.* 9 in all \(also line 1, .*line 5, \.\.\.\)"):
+        check_lengths(examples, P, needed - 1, "tiny")
 
 
 def describe_main(monkeypatch, *arguments, stdin=""):
@@ -374,7 +375,7 @@ def score(monkeypatch, folder, groups, outputs):
     examples = [(f"name : {number}", text) for number, group in enumerate(groups) for text in group]
     (folder / "data" / "test.jsonl").write_text(jsonl_of(examples), encoding="utf-8")
     tokenizer = SimpleNamespace(decode=lambda tokens: outputs[tokens[0]], eot_token=0,
-                                encode_ordinary=lambda text: list(text.encode()), n_vocab=256)
+                                encode_text=lambda text: list(text.encode()), n_vocab=256)
     weight = SimpleNamespace(device=SimpleNamespace(type="cpu"))
     model = SimpleNamespace(wte=SimpleNamespace(weight=weight),
                             config=GPT2Config(256, 1024, 1, 1, 1))
