@@ -459,7 +459,8 @@ SRC1 = "name : A||It is A .\nname : B||It is B .\n"
 ])
 def test_what_is_not_sentences_alone_is_refused(tmp_path, name, text, what):
     """Neither as references nor as outputs, though the latter may be empty."""
-    path = write(tmp_path / name, text)
+    path = tmp_path / name
+    path.write_bytes(text.encode("latin-1"))  # an archive is not UTF-8
     with pytest.raises(InputError, match=re.escape(what)):
         metrics.read_references(path)
     if "empty" not in what:
@@ -468,7 +469,7 @@ def test_what_is_not_sentences_alone_is_refused(tmp_path, name, text, what):
 
 
 def test_sentences_may_hold_what_other_forms_are_known_by(tmp_path):
-    lines = ["<unk>", "[a] pub {x} <b>", "a || b", "1\t2", *"cdefg", '{"x": 1}', "<br/>"]
+    lines = ["<unk>", "[a] pub {x} <b>", "a || b", "c || d", "1\t2", *"efg", '{"x": 1}', "<br/>"]
     assert metrics.read_outputs(write(tmp_path / "out.txt", "\n".join(lines))) == lines
 
 
