@@ -372,7 +372,7 @@ def open_all(folder):
     model, tokenizer = load_both(folder)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     text = " the pub <name>é<|endoftext|>"
-    tokens = tokenizer.encode_ordinary(text)
+    tokens = tokenizer.encode_text(text)
     assert tokenizer.decode(tokens) == text and max(tokens) < model.config.n_vocab
     with torch.no_grad():
         model(torch.tensor([tokens[: model.config.n_ctx]]))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 import torch
@@ -16,21 +17,14 @@ import beam
 import describe
 import gpt2
 from beam import banned_tokens, beam_search
-from support.files import InputError
 from describe import describe_tables, load_run
-from gpt2 import (
-    GPT2Config,
-    generate,
-    load_both,
-    load_model,
-    load_tokenizer,
-    save_model,
-    tokens_without_text,
-)
+from gpt2 import GPT2Config, generate, load_both, load_model, load_tokenizer, save_model
 from prefix import Prefix, load_prefix, save_prefix
+from support import bases
+from support.files import InputError
 
 END = "<|endoftext|>"
-ADDED = ["<name>", "</name>", "Zizzi", "Zizzi Cafe", "pu", "<|pad|>"]
+ADDED = ["<name>", "</name>", "Zizzi", "Zizzi Cafe", "pu", " pub", "Ġthe", "<|pad|>"]
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
 
 
@@ -132,14 +126,14 @@ def test_added_tokens_are_used_as_hugging_face_uses_them(tokenizers, parts):
     ours, theirs = tokenizers
     text = "".join(parts)
     assert ours.encode(text, allowed_special="all") == theirs(text)["input_ids"]
-    assert ours.decode(ours.encode_ordinary(text)) == text
+    assert ours.decode(ours.encode_text(text)) == text
     if END not in text:
-        assert ours.encode_ordinary(text) == theirs(text)["input_ids"]
+        assert ours.encode_text(text) == theirs(text)["input_ids"]
 
 
 def test_endoftext_in_the_data_is_letters_also_beside_added_tokens(tokenizers):
     ours, _ = tokenizers
-    tokens = ours.encode_ordinary(f"<name> The end{END}")
+    tokens = ours.encode_text(f"<name> The end{END}")
     (name,) = ours.encode("<name>", allowed_special="all")
     assert tokens[0] == name and ours.eot_token not in tokens
 
@@ -232,7 +226,7 @@ def test_a_word_of_the_vocabulary_that_is_named_as_special_is_one_token(folder, 
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     for text in ("<name>", "a <name>pub", "<nam>", f"<name>{END}"):
         assert ours.encode(text, allowed_special="all") == theirs(text)["input_ids"], text
-    assert ours.encode_ordinary("<name>") == [len(ids)]
+    assert ours.encode_text("<name>") == [len(ids)]
 
 
 def test_a_merge_that_never_comes_about_is_refused(folder):
@@ -250,6 +244,26 @@ def test_a_merge_that_never_comes_about_is_refused(folder):
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("kind", ["double", "chain"])
+def test_reading_merges_takes_time_that_grows_with_the_file(folder, kind):
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    bytes_alone = sorted(text for text in ids if len(text) == 1)
+    ids = {text: ids[text] for text in (*bytes_alone, END)}
+    merges, token = [], "a"
+    for number in range(16 if kind == "double" else 200):
+        right = token if kind == "double" else bytes_alone[number - 100]
+        if right not in token or kind == "double":
+            merges.append(f"{token} {right}")
+            token += right
+            ids[token] = 1000 + number
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+    began = time.process_time()
+    tokenizer = load_tokenizer(folder)
+    assert time.process_time() - began < 5  # of the doubled ones, quadratic time is minutes
+    assert tokenizer.n_vocab == max(ids.values()) + 1
+
+
 def test_the_end_that_a_configuration_does_not_name_is_the_vocabularys(folder):
     for change in ("null", "missing"):
         values = json.loads((folder / "config.json").read_text())
@@ -265,18 +279,18 @@ def test_a_word_of_the_vocabulary_that_no_merge_makes_is_not_used(folder):
     ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     change_json(folder / "vocab.json", Zqzq=len(ids))
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    assert ours.encode_ordinary("Zqzq") == theirs("Zqzq")["input_ids"] and len(
+    assert ours.encode_text("Zqzq") == theirs("Zqzq")["input_ids"] and len(
         ids
-    ) not in ours.encode_ordinary("Zqzq")
-    assert len(ids) in tokens_without_text(load_model(folder), ours)
+    ) not in ours.encode_text("Zqzq")
+    assert len(ids) in ours.ids_without_text(320)
 
 
 def test_ids_without_a_text_are_never_written_and_added_tokens_may_be(base, tmp_path):
     folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
     model, tokenizer = load_both(folder)
     known = len(AutoTokenizer.from_pretrained(folder))
-    banned = tokens_without_text(model, tokenizer)
-    assert banned == list(range(known, model.config.n_vocab)) and len(banned) == 15
+    banned = tokenizer.ids_without_text(model.config.n_vocab)
+    assert banned == list(range(known, model.config.n_vocab)) and len(banned) == 20 - known + 300
     with torch.no_grad():  # the padding is what the model would like best
         model.wte.weight[:] *= 0.01
         model.wte.weight[known:] = 5 * model.ln_f.bias
@@ -444,13 +458,13 @@ def test_a_fine_tuned_model_opens_in_transformers_as_it_is(base, tmp_path, form)
     save_model(model, run, source)
     text = "The Vaults <name> is"
     theirs = AutoTokenizer.from_pretrained(run)
-    assert theirs(text)["input_ids"] == tokenizer.encode_ordinary(text)
+    assert theirs(text)["input_ids"] == tokenizer.encode_text(text)
     twin = AutoModelForCausalLM.from_pretrained(run)
     prompt = theirs("The pub", return_tensors="pt")
     written = twin.generate(**prompt, max_new_tokens=20, do_sample=False)[
         0, prompt["input_ids"].shape[1] :
     ].tolist()
-    ours = list(generate(model, tokenizer.encode_ordinary("The pub"), 20))
+    ours = list(generate(model, tokenizer.encode_text("The pub"), 20))
     assert written == ours + [tokenizer.eot_token] and len(written) < 20
     (result,) = pipeline("text-generation", str(run))("The pub", max_new_tokens=20, do_sample=False)
     assert result["generated_text"] == "The pub" + tokenizer.decode(ours)
@@ -516,6 +530,31 @@ def test_a_base_that_is_not_there_is_to_be_given(adapter, base):
         assert load_run(adapter, "cpu", str(base)).settings["model"] == str(base)
 
 
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, load_prefix, load_run])
+def test_a_file_given_where_a_folder_is_wanted_is_called_a_file(base, load):
+    path = base / "config.json"
+    with pytest.raises(InputError, match=f"{path} is a file: give the folder that it lies in"):
+        load(path)
+
+
+@pytest.mark.parametrize("load, names", [(load_tokenizer, bases.VOCABULARY_FILES),
+                                         (load_model, bases.WEIGHT_FILES)])
+def test_a_tokenizer_fetches_no_weights_and_weights_no_tokenizer(
+        monkeypatch, tmp_path, load, names):
+    asked = []
+
+    def download(url, path, *_):
+        asked.append(path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+    monkeypatch.setattr(bases, "ROOT", tmp_path)
+    monkeypatch.setattr(bases, "download", download)
+    with pytest.raises(InputError):
+        load("gpt2-medium")
+    assert set(asked) == set(names)
+
+
 def test_openais_names_on_the_hub_are_ours(adapter, base, monkeypatch):
     asked = []
     monkeypatch.setattr(describe, "model_folder", lambda source: asked.append(source) or adapter)
@@ -540,10 +579,3 @@ def test_an_adapter_that_holds_more_than_a_prefix_is_refused(adapter):
         load_prefix(adapter)
 
 
-def test_a_prefix_fits_hugging_faces_twin_of_the_base(adapter, base):
-    twin = hugging_face_twin(load_model(base, dtype=torch.float64))
-    truth = PeftModel.from_pretrained(twin, adapter).double()
-    tokens = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        ours = load_model(base, dtype=torch.float64)(tokens, load_prefix(adapter).double()())
-        assert_close(ours, truth(tokens).logits)

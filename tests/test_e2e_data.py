@@ -38,13 +38,6 @@ def test_official_tables_linearise_to_the_papers_files_line_by_line(shared, tmp_
     assert (len(papers), len(group_by_table(papers))) == SIZES[split]
 
 
-def test_official_csv_files_read_like_the_zip_that_holds_them(shared, tmp_path):
-    with zipfile.ZipFile(shared / "e2e" / ZIP_NAME) as archive:
-        archive.extractall(tmp_path)
-    shutil.copy(shared / "e2e" / ZIP_NAME, tmp_path)
-    assert read_split(tmp_path / "e2e-dataset", "test") == read_split(tmp_path, "test")
-
-
 def test_known_files_are_told_from_altered_ones(shared, tmp_path):
     for name in (*SRC1_NAMES.values(), ZIP_NAME):
         assert is_known(shared / "e2e" / name)
@@ -113,14 +106,6 @@ def write_forms(folder, *names):
     for name in names:
         text = f"name : a||{name}\n" if name.endswith("txt") else f"mr,ref\nname[a],{name}\n"
         (folder / name).write_text(text)
-
-
-def test_a_folder_with_both_forms_is_wholly_read_as_the_papers_files(tmp_path):
-    write_forms(tmp_path, *SRC1_NAMES.values(), *CSV_NAMES.values())
-    (tmp_path / ZIP_NAME).write_bytes(b"never opened")
-    for split, name in SRC1_NAMES.items():
-        assert split_path(tmp_path, split) == tmp_path / name
-        assert read_split(tmp_path, split) == [("name : a", name)]
 
 
 @pytest.mark.parametrize("present, missing", [

@@ -103,20 +103,6 @@ def test_nan_in_openais_checkpoint_is_refused(folders):
         load_model(folders["tf"])
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_a_tensor_under_two_names_must_be_the_same(folders, form):
-    def double(tensors):
-        tensors["wpe.weight"] = tensors["transformer.wpe.weight"].clone()
-
-    rewrite(folders[form], double)
-    load_model(folders[form])
-    path = rewrite(folders[form], lambda tensors: tensors["wpe.weight"].view(-1)[0].add_(1))
-    with pytest.raises(
-        InputError, match=f"{re.escape(str(path))}: wpe.weight is given twice and differs"
-    ):
-        load_model(folders[form])
-
-
 @pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_compressed_bin_is_refused_and_not_read_as_it_lies(folders, kind):
     path = folders["bin"] / "pytorch_model.bin"

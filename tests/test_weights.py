@@ -8,12 +8,13 @@ import shutil
 import struct
 import sys
 
-import google_crc32c
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from conftest import assert_close, hugging_face_twin, random_config, random_model, run_python
+from fuzz_weights import field as any_field
+from fuzz_weights import masked_crc, varint
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from gpt2 import (GPT2, GPT2Config, generate, load_config, load_model, load_tokenizer,
@@ -29,20 +30,9 @@ INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 # --------------------------------------------------------------------------------------------------
 
 
-def varint(number):
-    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
-
-
 def field(number, value):
     """A protobuf field; a whole number that is 0 is left out."""
-    if isinstance(value, bytes):
-        return varint(number << 3 | 2) + varint(len(value)) + value
-    return varint(number << 3) + varint(value) if value else b""
-
-
-def masked_crc(content):
-    crc = google_crc32c.value(content)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    return b"" if value == 0 else any_field(number, value)
 
 
 def block(pairs, restart_interval):
@@ -273,7 +263,7 @@ def test_a_missing_unknown_or_wrongly_shaped_variable_is_named(shared, tf_folder
     cases = {
         "lack h.1.mlp.c_fc.bias": {"model/h1/mlp/c_fc/b": None},
         "wpf is not part": {"model/wpf": wpe},
-        "h.3.ln_1.weight is not part of a GPT-2 of 3 layers": {"model/h3/ln_1/g": scale},
+        "h.3.ln_1.weight is not part of a GPT-2 of this many layers": {"model/h3/ln_1/g": scale},
         r"wpe.weight has the shape \[31, 48\], but .* \[32, 48\]": {"model/wpe": wpe[1:]},
     }
     for message, change in cases.items():
@@ -291,11 +281,9 @@ HPARAMS = {"n_vocab": 301, "n_embd": 48, "n_head": 4, "n_layer": 3}  # without n
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"n_vocab: 301", "line 1: not JSON"),
-    (b'{"n_vocab": 301,\n', "line 2: not JSON"),
-    (b"", "not JSON"),
-    (b"\xff{}", "not UTF-8 at byte 0"),
-    (b"[301, 32, 48, 4, 3]", "a JSON object was expected"),
+    (b'{"n_vocab": 301,\n', "no JSON object that can be read .*line 2"),
+    (b"", "no JSON object"),
+    (b"[301, 32, 48, 4, 3]", "it is a list"),
     ({"n_ctx": 32, "n_head": None}, "n_head .* None"),
     ({"n_ctx": 32, "n_embd": "48"}, "n_embd .* '48'"),
     ({"n_ctx": 32, "n_embd": 47}, r"n_embd \(47\) must be a multiple of n_head \(4\)"),
@@ -414,22 +402,6 @@ def test_a_cut_file_of_weights_is_named(weights_path):
             load_model(weights_path.parent)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_flipped_byte_of_the_weights_is_one_error_or_only_another_weight(weights_path):
-    draw, sound, errors = random.Random(0), weights_path.read_bytes(), 0
-    # Names and shapes stand at the beginning.
-    for at in [*range(0, 400, 8), *draw.sample(range(len(sound)), 50)]:
-        damaged = bytearray(sound)
-        damaged[at] ^= draw.randint(1, 255)
-        weights_path.write_bytes(damaged)
-        try:
-            load_model(weights_path.parent)
-        except InputError as error:
-            assert str(weights_path.parent) in str(error)
-            errors += 1
-    assert errors >= 25
-
-
 @pytest.mark.parametrize("content", [
     [torch.ones(3)], torch.ones(3), 5, {0: torch.ones(3)}, {"wte.weight": 5}])
 def test_a_bin_that_holds_no_named_tensors_is_named(twin, tmp_path, content):
@@ -444,9 +416,9 @@ def test_a_bin_that_holds_no_named_tensors_is_named(twin, tmp_path, content):
     ({"transformer.wpe.weight": None, "transformer.wte.weight": None},
      "lack wpe.weight, wte.weight"),
     ({"transformer.h.0.attn.rotary": torch.ones(3)},
-     "h.0.attn.rotary is not part of a GPT-2 of 2 layers"),
+     "h.0.attn.rotary is not part of a GPT-2 of this many layers"),
     ({"transformer.h.2.ln_2.bias": torch.ones(12)},
-     "h.2.ln_2.bias is not part of a GPT-2 of 2 layers"),
+     "h.2.ln_2.bias is not part of a GPT-2 of this many layers"),
     ({"transformer.h.0.attn.c_attn.weight": torch.ones(36, 12)},
      r"c_attn.weight has the shape \[36, 12\].*\[12, 36\]"),
     ({"lm_head.weight": torch.ones(50, 12)}, "lm_head.weight differs from wte.weight"),
@@ -562,7 +534,7 @@ def test_the_command_goes_on_writing_as_the_model_does(tmp_path, small_vocabular
     save_model(model, tmp_path, small_vocabulary)
     tokenizer = load_tokenizer(tmp_path)
     prompt = "The Vaults is"
-    written = list(generate(model, tokenizer.encode_ordinary(prompt), 8))
+    written = list(generate(model, tokenizer.encode_text(prompt), 8))
     result = run_python("gpt2.py", "--model", tmp_path, "--max-new-tokens", 8, "--device", "cpu",
                         prompt)
     assert (result.returncode, result.stderr) == (0, "")
