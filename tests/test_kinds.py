@@ -44,23 +44,29 @@ def test_the_losses_of_a_sentences_tokens_add_up_to_its_log_probability(with_pre
         assert -own.sum().item() == pytest.approx(log_probability(run, *example), rel=1e-4)
 
 
+def write_run(folder, said):
+    """A folder of a run that described tables: {table: sentence}."""
+    folder.mkdir(exist_ok=True)
+    for name, lines in (("tables.txt", said), ("outputs.txt", said.values())):
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (folder / "scores.json").write_text('{"signature": {}}')
+    return folder
+
+
 def test_the_command_tells_both_tables(tmp_path, shared):
     for name in ("sgd", "rnnlg"):
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write(json.dumps({"text": "The Vaults is a pub."}) + "\n")
     lines = (shared / "e2e" / "src1_valid.txt").read_text(encoding="utf-8").splitlines()[:6]
     (tmp_path / "src1_valid.txt").write_text("\n".join(lines), encoding="utf-8")
-    (tmp_path / "src1_test.txt").write_text(
-        "name : The Vaults | near : Raja||A .\nname : The Rice Boat | area : riverside||B .\n",
-        encoding="utf-8")
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "outputs.txt").write_text("The Vaults .\nA boat in the city .\n", encoding="utf-8")
+    run = write_run(tmp_path / "run", {"name : The Vaults | near : Raja": "The Vaults .",
+                                       "name : The Rice Boat | area : riverside":
+                                       "A boat in the city ."})
     for file in (ROOT / "models" / "tiny").iterdir():
         if file.suffix in (".json", ".txt", ".safetensors"):
             (run / file.name).symlink_to(file)
     done = run_here(kinds.main, "tiny", run, "--pretrain", tmp_path, "--data", tmp_path)
-    assert done.error is None, done.error
+    assert done.error is None, done.stderr
     losses, left_out = ([(line[:25].strip(), line[25:].split()) for line in part.splitlines()]
                         for part in done.stdout.split("\n\n"))
     n_tokens = [int(cells[0].replace(",", "")) for _, cells in losses[1:]]
@@ -70,17 +76,17 @@ def test_the_command_tells_both_tables(tmp_path, shared):
     assert left_out[1:3] == [("never met", ["3", "66.7"]), ("met 1 to 99 times", ["1", "0.0"])]
     assert [cells for _, cells in left_out[3:]] == [["0", "-"], ["0", "-"]]
     missing = run_here(kinds.main, "tiny", "--pretrain", tmp_path / "none", "--data", tmp_path)
-    assert "sgd.jsonl.gz cannot be read; --pretrain must name" in missing.error
+    assert "sgd.jsonl.gz cannot be read; --pretrain must name" in missing.stderr
 
 
 def test_values_are_left_out_as_often_as_by_the_rules_for_slots(tmp_path, capsys):
     table = "name : The Mill | food : Indian | near : Raja Indian Cuisine"
-    (tmp_path / "outputs.txt").write_text("The Mill is near Raja Indian Cuisine .\n")
-    kinds.print_left_out([tmp_path], [table], "data", kinds.Counter())
+    write_run(tmp_path, {table: "The Mill is near Raja Indian Cuisine ."})
+    kinds.print_left_out([tmp_path], kinds.Counter())
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if "never met" in line]
     assert line.split()[-2:] == ["3", "33.3"]
-    kinds.print_left_out(["tiny"], [table], "data", kinds.Counter())  # which described nothing
+    kinds.print_left_out(["tiny"], kinds.Counter())  # which described nothing
     assert capsys.readouterr().out == ""
 
 
