@@ -91,6 +91,16 @@ def test_what_is_no_finite_number_is_refused_by_file_and_tensor(folders, form, c
         (load_prefix if is_adapter else load_model)(folders[form])
 
 
+@pytest.mark.parametrize("form, load", [("safetensors", load_model), ("adapter", load_prefix)])
+def test_a_flipped_bit_of_what_we_wrote_is_noticed(folders, form, load):
+    (path,) = folders[form].glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"\.safetensors is damaged.* not those that were written"):
+        load(folders[form])
+
+
 def test_nan_in_openais_checkpoint_is_refused(folders):
     model = load_model(folders["tf"])
     model.h[0].attn.c_proj.bias.data[1] = float("nan")
