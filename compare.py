@@ -17,7 +17,7 @@ from statistics import fmean
 
 import metrics
 from support.drawing import draw_curve, draw_losses
-from support.files import InputError, blaming, read_json, run_command
+from support.files import InputError, blaming, format_rows, read_json, run_command
 from support.run_folder import check_sum, read_settings
 
 PARAMETERS = {"trained": "parameters trained", "kept": "kept"}  # in scores.json, in the table
@@ -187,9 +187,7 @@ def format_costs(groups):
         ratios = [f"{means[1][name] / means[0][name]:.2f}" if means[0][name] and means[1][name]
                   else "-" for name in COSTS]
         rows.append(("second / first", ratios))
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}" + "".join(f"{cell:>20}" for cell in cells)
-                     for label, cells in rows)
+    return "\n".join(format_rows(rows))
 
 
 def read_sentences(folder):

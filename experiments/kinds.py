@@ -22,7 +22,7 @@ from compare import read_sentences
 from describe import load_run
 from e2e_data import encode_example, make_batch, read_split, tokenise_text
 from experiments.slots import judged, values_of
-from support.files import InputError, blaming, progress_bar, run_command
+from support.files import InputError, blaming, format_rows, progress_bar, run_command
 from support.reading import find_data
 from support.speed import wanted_logits
 
@@ -57,7 +57,7 @@ def kinds_of(tokenizer, table, answer, met):
     words = {place: word[0] for word in re.finditer(r"\S+", text) for place in range(*word.span())}
     kinds = []
     for place in places:
-        place += text[place] == " "  # in front of its word
+        place += text[place] == " "  # before its word
         word = words.get(place, " ").lower()
         kinds.append("a value" if place in of_values else how_often([word], met))
     return [*kinds, "the end"]
@@ -86,12 +86,12 @@ def print_losses(runs, examples, met):
         if kinds not in (None, of_run):
             raise InputError(f"leave out {name}: its base has another vocabulary")
         kinds = of_run
-    print_row("loss a token", "tokens", [Path(name).name for name in runs])
+    rows = [("loss a token", ["tokens", *(Path(name).name for name in runs)])]
     for kind in ("a value", *MET.values(), "the end", None):
         here = torch.tensor([kind in (None, of_token) for of_token in kinds])
-        print_row(kind or "all", f"{here.sum():,}",
-                  [f"{of_run[here].mean():.3f}" if here.any() else "-"
-                   for of_run in losses.values()])
+        means = [f"{of_run[here].mean():.3f}" if here.any() else "-" for of_run in losses.values()]
+        rows.append((kind or "all", [f"{here.sum():,}", *means]))
+    print("\n".join(format_rows(rows)))
 
 
 def print_left_out(runs, met):
@@ -106,16 +106,12 @@ def print_left_out(runs, met):
             for _, value, judgement in judged(table, sentence):
                 kind = how_often(value.lower().split(), met)
                 missing[kind][name].append(judgement == "missing")
-    print()
-    print_row("values left out, %", "values", [Path(name).name for name in said])
+    rows = [("values left out, %", ["values", *(Path(name).name for name in said)])]
     for kind, of_runs in missing.items():
         shares = [f"{100 * mean(values):.1f}" if values else "-" for values in of_runs.values()]
         n_values = len(next(iter(of_runs.values())))
-        print_row(kind, f"{n_values:,}", shares)
-
-
-def print_row(head, number, cells):
-    print(f"{head:<25}{number:>9}" + "".join(f"  {cell:>24}" for cell in cells))
+        rows.append((kind, [f"{n_values:,}", *shares]))
+    print("\n" + "\n".join(format_rows(rows)))
 
 
 def main():

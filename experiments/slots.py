@@ -15,15 +15,15 @@ from collections import Counter
 
 from compare import read_sentences, runs_in
 from e2e_data import read_split
-from support.files import InputError, run_command
+from support.files import InputError, format_rows, run_command
 from support.reading import find_data
 
 
 def near(topic, value):
     """A value within a few words of its topic: "a high rating", "rated 5 out of 5"."""
-    behind = rf"\b({topic})\w*( [^ .]+){{0,5}} ({value})\b"
+    after = rf"\b({topic})\w*( [^ .]+){{0,5}} ({value})\b"
     before = rf"\b({value})( [^ .]+){{0,4}} ({topic})"
-    return f"{behind}|{before}"
+    return f"{after}|{before}"
 
 
 RATING, PRICE = "rat|star|review|customer|scor", "pric|cost|£|range"
@@ -159,20 +159,17 @@ def main():
         if {table for table, _ in said[str(run)]} != tables:
             raise InputError(f"{run} describes other tables than {args.data}'s test set has")
     said["the references"] = examples
-    rows = {name: count(pairs) for name, pairs in said.items()}
+    found = {name: count(pairs) for name, pairs in said.items()}
 
-    width = max(map(len, [*rows, "contradicted, %"]))
-    slots = sorted({slot for counts in rows.values() for slot, _ in counts})
-    widths = {slot: max(8, len(slot or "all") + 2) for slot in (None, *slots)}
+    slots = [None, *sorted({slot for counts in found.values() for slot, _ in counts})]
     for judgement in ("missing", "contradicted"):
-        heads = "".join(f"{slot or 'all':>{widths[slot]}}" for slot in widths)
-        print(f"\n{judgement + ', %':<{width}}{heads}")
-        for name, counts in rows.items():
-            cells = [f"{share(counts, slot, judgement):>{widths[slot]}.1f}" for slot in widths]
-            print(f"{name:<{width}}" + "".join(cells))
-    print(f"\n{'near twice, %':<{width}}")
-    for name, pairs in said.items():
-        print(f"{name:<{width}}{100 * near_twice(pairs):>8.1f}")
+        rows = [(f"{judgement}, %", [slot or "all" for slot in slots])]
+        for name, counts in found.items():
+            cells = [f"{share(counts, slot, judgement):.1f}" for slot in slots]
+            rows.append((name, cells))
+        print("\n" + "\n".join(format_rows(rows)))
+    rows = [(name, [f"{100 * near_twice(pairs):.1f}"]) for name, pairs in said.items()]
+    print("\n" + "\n".join(format_rows([("near twice, %", []), *rows])))
 
 
 if __name__ == "__main__":

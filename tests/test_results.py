@@ -1,6 +1,8 @@
 """The experiment: its runs, what is gathered of them, the documents' tables, the figures."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
 import shlex
@@ -13,24 +15,26 @@ import torch
 from conftest import (ROOT, assert_close, hugging_face_cache, hugging_face_twin, random_config,
                       random_examples, random_model, random_past, run_here)
 
-import compare
 import describe
 import metrics
 import train
 from beam import banned_tokens, beam_search
-from support.files import InputError
 from e2e_data import encode_table, read_split
 from experiments import draw as figures
+from experiments import lora, make, tables
 from gpt2 import load_both
 from prefix import Prefix
-from experiments import make, tables
+from support import drawing
+from support.files import InputError
 
 MEASURED = [part for part in make.PARTS if (ROOT / "experiments/results" / f"{part}.json").exists()]
 
 
 @pytest.mark.parametrize("part", MEASURED)
-def test_the_results_are_those_of_the_commands_of_today(part):
+def test_the_results_are_those_of_the_commands_of_today(part, monkeypatch):
     results = tables.read(part)
+    monkeypatch.setattr(make, "validation_loss",  # by which learning rates are chosen
+                        lambda run: tables.kept_loss([results[run.name]])[0])
     assert {run.name: run.command for run in make.PARTS[part]()} == {
         name: told["command"] for name, told in results.items()}
     for told in results.values():  # the settings are those that the command asks for
@@ -43,12 +47,15 @@ def test_the_results_are_those_of_the_commands_of_today(part):
 
 
 @pytest.mark.parametrize("part", make.PARTS)
-def test_every_run_has_its_own_folder_and_a_command_that_its_program_takes(part, parse_only):
+def test_every_run_has_its_own_folder_and_a_command_that_its_program_takes(part, parse_only,
+                                                                           monkeypatch):
+    monkeypatch.setattr(make, "validation_loss", lambda run: 1.0)
     runs = list(make.PARTS[part]())
     assert len({run.folder for run in runs}) == len(runs)
     for run in runs:
-        program, *arguments = shlex.split(run.command)[1:]
-        parse_only({"train.py": train, "describe.py": describe}[program].main, *arguments)
+        program, *arguments = shlex.split(run.command.replace("-m ", ""))[1:]
+        parse_only({"train.py": train, "describe.py": describe,
+                    "experiments.lora": lora}[program].main, *arguments)
 
 
 @pytest.mark.parametrize("name", tables.DOCUMENTS)
@@ -77,9 +84,84 @@ def test_what_the_documents_say_of_the_experiment_in_words_agrees_with_its_resul
     assert len(prefixes) == len(tuned) == 2 and "means of two seeds" in text["README.md"]
 
 
-def test_every_measured_part_has_its_table_in_the_documents():
+def test_every_table_has_its_place_in_the_documents():
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in tables.DOCUMENTS)
-    assert MEASURED and all(f"<!-- results: {part} -->" in text for part in MEASURED)
+    assert MEASURED and all(f"<!-- results: {name} -->" in text for name in tables.TABLES)
+
+
+# --------------------------------------------------------------------------------------------------
+# Choosing learning rates, and LoRA
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("losses, best, tried", [
+    ({}, None, [0.03, 0.1, 0.3]),
+    ({0.03: 2, 0.1: 1, 0.3: 2}, 0.1, [0.03, 0.1, 0.3]),
+    ({0.03: 1, 0.1: 2, 0.3: 3}, None, [0.03, 0.1, 0.3, 0.01]),
+    ({0.03: 1, 0.1: 2, 0.3: 3, 0.01: 0.5}, 0.01, [0.03, 0.1, 0.3, 0.01]),
+    ({0.03: 3, 0.1: 2, 0.3: 1, 1.0: 5}, 0.3, [0.03, 0.1, 0.3, 1.0]),
+])
+def test_a_best_rate_at_the_edge_gets_one_beyond_and_the_best_gets_all_seeds(losses, best, tried,
+                                                                             monkeypatch):
+    def lr_of(run):
+        return float(shlex.split(run.arguments)[2])
+
+    monkeypatch.setattr(make, "validation_loss", lambda run: losses.get(lr_of(run)))
+    runs = list(make.tuned("few", "x", "train.py", 0.1))
+    assert [lr_of(run) for run in runs[: len(tried)]] == tried
+    others = runs[len(tried) :]
+    assert [run.name for run in others] == ([] if best is None else
+                                            [f"x-{best:g}-seed-{seed}" for seed in (1, 2)])
+
+
+def test_lora_is_added_to_the_layers_it_stands_beside_and_alone_is_trained(small_data):
+    model, tokenizer = load_both("tiny")
+    tokens = torch.tensor([tokenizer.encode_ordinary(" name : Zizzi")])
+    before, affine = model(tokens), model.h[2].mlp.c_fc
+    torch.manual_seed(0)
+    added = lora.Beside(model, "c_fc", 20)
+    assert sum(parameter.numel() for parameter in added.parameters()) == 153_600
+    assert torch.equal(model(tokens), before) and added() is None
+    own = added.added[2]
+    torch.nn.init.normal_(own.up)
+    x = torch.randn(2, 256)
+    assert_close(affine(x), x @ (affine.weight + own.down @ own.up) + affine.bias, 1e-3)
+    assert len(list(model.parameters())) == len(list(load_both("tiny")[0].parameters()))
+
+
+def test_a_stopped_run_with_lora_goes_on_and_tells_where_it_was_added(tmp_path, monkeypatch,
+                                                                      small_data):
+    monkeypatch.setattr(make, "RUNS", tmp_path)
+    monkeypatch.setitem(lora.DECODER, "num_beams", 1)
+    monkeypatch.setitem(lora.DECODER, "max_new_tokens", 3)
+    run = make.Run("few", "c_attn", "-m experiments.lora")
+    arguments = ["--place", "c_attn", "--rank", 25, "--lr", 0.01, "--data", small_data,
+                 "--max-steps", 8, "--out", run.folder]
+    score = lora.score_test_set
+    monkeypatch.setattr(lora, "score_test_set", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_here(lora.main, *arguments)
+    monkeypatch.setattr(lora, "score_test_set", score)
+    assert "holds other files already" in run_here(lora.main, *arguments).error
+    done = run_here(lora.main, *arguments, "--resume")
+    assert done.error is None and "Step 8 of 8" in done.stdout
+    told = make.gather(run)
+    assert (told["settings"]["mode"], told["settings"]["place"]) == ("lora", "c_attn")
+    assert told["trained"] == told["kept"] == 153_600 and told["scores"]["BLEU"] is not None
+    assert [step for step, _ in told["validation"]] == [6, 8]
+    assert not (run.folder / "training.pt").exists()
+
+
+def test_bases_that_are_missing_are_made_of_tinys_vocabulary(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "RUNS", tmp_path)
+    with pytest.raises(InputError, match="bases/64 is missing: --pretrain DIR makes it"):
+        make.make_data("size")
+    made = []
+    monkeypatch.setattr(make, "make_base", lambda *given, vocabulary: made.append(
+        (*given, vocabulary)))
+    make.make_data("size", "DIR")
+    assert made == [("DIR", tmp_path / "bases" / name, make.BASES[name], ROOT / "models/tiny")
+                    for name in ("64", "128")]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -117,7 +199,6 @@ def test_it_runs_what_is_not_finished_and_gathers_what_the_runs_tell(small_exper
     first = small_experiment[0].folder / "scores.json"
     assert first.stat().st_mtime_ns == before[first]
     assert "--resume" not in first.parent.with_name("prefix.log").read_text()
-    assert run_here(make.main, "--list").stdout.count("done  python train.py") == 2
 
     log = small_experiment[0].log
     log.write_bytes(log.read_bytes() + "£ é".encode("cp1252"))  # as programs write on Windows
@@ -140,11 +221,11 @@ def test_a_command_runs_in_the_root_with_one_thread_and_goes_on_where_it_was(tmp
     make.execute(run)
     assert not run.folder.exists() and run.log.read_text() == f"$ {run.command}\n"
     run.folder.mkdir()
-    (run.folder / "run.json").touch()
+    (run.folder / "log.jsonl").touch()
     make.execute(run)
     command = ["describe.py", "tiny", "--out", str(tmp_path / "few" / "base")]
     assert called == [(command, ROOT, "1"), ([*command, "--resume"], ROOT, "1")]
-    assert (run.folder / "run.json").exists()
+    assert (run.folder / "log.jsonl").exists()
 
 
 def test_a_run_that_fails_is_named_with_its_log_and_no_result_is_written(small_experiment,
@@ -243,7 +324,8 @@ def test_faults_are_counted_by_the_rules_for_slots():
 
 def made_up(mode, seed, bleu, loss):
     scores = {"BLEU": bleu, "NIST": 8.5, "METEOR": 0.4, "ROUGE_L": 0.6, "CIDEr": 2.0}
-    return {"settings": {"mode": mode, "seed": seed}, "scores": scores, "trained": 1234, "kept": 12,
+    return {"command": "train.py", "settings": {"mode": mode, "seed": seed, "lr": 0.1},
+            "scores": scores, "trained": 1234, "kept": 12,
             "minutes": 60.0 + seed, "validation": [[5, 3.0], [10, loss]],
             "training": [[5, 3.5], [10, loss]],
             "faults": {"left out": 100 * bleu, "contradicted": 0.0, "near twice": 7.0}}
@@ -255,7 +337,7 @@ def made_up_results(monkeypatch, tmp_path):
     e2e = {f"{mode}-{seed}": made_up(mode, seed, bleu + seed / 100, bleu + seed)
            for mode, bleu in (("prefix", 0.5), ("finetune", 0.7)) for seed in (0, 1)}
     e2e["base"] = {"scores": made_up("", 0, 0.25, 0)["scores"], "trained": None, "kept": None}
-    length, small = {"base": e2e["base"]}, {}
+    length, longer, small = {"base": e2e["base"]}, {}, {}
     for seed in (0, 1):
         for P in tables.LENGTHS:
             length[f"length-{P}-seed-{seed}"] = run = made_up("prefix", seed, P / 100 + seed / 5, 2)
@@ -265,11 +347,21 @@ def made_up_results(monkeypatch, tmp_path):
         for n in tables.FEW_EXAMPLES:
             small[f"prefix-{n}-{seed}"] = made_up("prefix", seed, n / 1000 + seed / 5, 2)
             small[f"finetune-{n}-{seed}"] = made_up("finetune", seed, n / 1000 + 0.1, 2)
-    decoding = {"num-beams-1": made_up("", 0, 0.3, 0)}
-    for part, told in (("e2e", e2e), ("length", length), ("small", small), ("decoding", decoding)):
+    for P in tables.FROM_EXAMPLES:
+        longer[f"length-{P}-seed-0"] = run = made_up("prefix", 0, 0.5, 2)
+        run["settings"]["prefix_length"], run["kept"] = P, 0
+    place = {f"{name}-0.1-seed-{seed}": made_up(name, seed, 0.4 + seed / 100, 1)
+             for name in ("prefix", "finetune", "c_attn", "c_fc") for seed in (0, 1, 2)}
+    for name in ("prefix", "c_fc"):
+        place[f"{name}-0.3-seed-0"] = made_up(name, 0, 0.9, 3)
+        place[f"{name}-0.3-seed-0"]["settings"]["lr"] = 0.3
+    size = {f"{base}/{name}": told for base in tables.BASES
+            for name, told in (place | {"base": e2e["base"]}).items()}
+    parts = {"e2e": e2e, "length": length, "longer": longer, "small": small, "place": place,
+             "size": size, "decoding": {"num-beams-1": made_up("", 0, 0.3, 0)}}
+    for part, told in parts.items():
         (tmp_path / f"{part}.json").write_text(json.dumps(told))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(figures, "RESULTS", tmp_path)
     return tmp_path
 
 
@@ -296,7 +388,52 @@ def test_the_table_of_lengths_begins_with_the_base_and_ends_with_fine_tuning(mad
     rows = cells(tables.length())[2:]
     assert rows[0][:2] == ["0: the base alone", "25.0"]
     assert rows[1] == ["1", "11.0 (1.0 to 21.0)", "2.000 (2.000 to 2.000)", "0.50%"]
-    assert rows[-1] == ["fine-tuning", "70.0 (60.0 to 80.0)", "1.000 (1.000 to 1.000)", "100%"]
+    assert rows[-1] == ["fine-tuning", "70.0 (60.0 to 80.0)", "1.000 (1.000 to 1.000)", "100.00%"]
+    (made_up_results / "longer.json").unlink()
+    shorter = cells(tables.length())[2:]
+    assert [row for row in rows if row not in shorter] == [
+        ["50, from 1 example", "50.0", "2.000", "0.00%"],
+        ["100, from 2 examples", "50.0", "2.000", "0.00%"],
+        ["200, from 4 examples", "50.0", "2.000", "0.00%"]]
+
+
+def test_places_and_bases_are_shown_at_the_rate_that_all_seeds_have(made_up_results):
+    rows = cells(tables.place())[2:]
+    assert [row[2:] for row in rows] == 4 * [["0.1", "1.000 (1.000 to 1.000)", "41.0 (40.0 to 42.0)"
+                                              ]]
+    assert rows[2][0] == "LoRA of rank 20 beside `c_fc`"
+    assert [row[:2] + row[5:6] + row[8:] for row in cells(tables.size())[2:]] == [
+        [name, "1,234", "100%", "0.000"] for name in ("64", "128", "tiny")]
+
+
+def test_each_modes_best_is_shown_at_its_lowest_loss(made_up_results):
+    runs = tables.read("e2e")
+    for told in runs.values():
+        told["command"] = "train.py --keep best"
+    runs["prefix-0"]["validation"] = [[5, 0.25], [10, 0.75]]
+    del runs["base"]
+    (made_up_results / "best.json").write_text(json.dumps(runs))
+    rows = cells(tables.e2e("best"))
+    assert rows[2][:2] == ["prefix-tuning", "50.50"] and rows[2][6] == "0.875"  # 0.25 and 1.5
+    assert tables.filled(EMPTY.format("best")) != EMPTY.format("best")
+
+
+EMPTY = "A\n<!-- results: {} -->\nold\n<!-- end -->\nB\n"
+
+
+@pytest.mark.parametrize("name, old, new", [
+    ("e2e", '"BLEU": 0.5', '"BLEU": NaN'), ("e2e", '"BLEU": 0.5', '"BLEU": 1e999'),
+    ("decoding", '"BLEU"', '"BLEUX"'), ("length", '"base"', '"bass"'), ("small", "{", "["),
+    ("place", '"trained": 1234', '"trained": null'),
+])
+def test_damaged_results_are_told_and_no_document_is_written(name, old, new, made_up_results,
+                                                             monkeypatch):
+    path = made_up_results / f"{name}.json"
+    text = path.read_text()
+    path.write_text(text.replace(old, new, 1))
+    assert path.read_text() != text
+    with pytest.raises(InputError, match=f"{name}.json"):
+        tables.filled(EMPTY.format(name))
 
 
 def test_few_examples_have_a_column_for_each_mode(made_up_results):
@@ -318,9 +455,17 @@ def test_a_place_in_a_document_is_filled_and_the_rest_stays(made_up_results, mon
 
 @pytest.fixture
 def drawn(monkeypatch):
-    found = []
-    for module in (figures, compare):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: found.append(figure))
+    """The figures that were drawn; none is written."""
+    found, figure_at = [], drawing.figure_at
+
+    @contextlib.contextmanager
+    def keep(path, *sizes):
+        with figure_at(io.BytesIO(), *sizes) as (figure, axes):
+            yield figure, axes
+        found.append(figure)
+
+    for module in (figures, drawing):
+        monkeypatch.setattr(module, "figure_at", keep)
     return found
 
 
@@ -347,10 +492,20 @@ def lines_of(axes):
 def test_lengths_are_drawn_from_0_with_fine_tuning_as_a_line(made_up_results, drawn):
     figures.draw_length("length.png")
     axes = drawn[0].axes[0]
-    (points,) = lines_of(axes).values()
+    points, further = lines_of(axes).values()
     assert points[:2] == [(0, 25, 25, 25), (1, 1, 11, 21)]
+    assert further == [(P, 50, 50, 50) for P in (50, 100, 200)]
     mean = [line for line in axes.lines if "fine-tuning" in line.get_label()]
     assert [line.get_ydata()[0] for line in mean] == [pytest.approx(70)]
+
+
+def test_bases_are_drawn_by_their_size(made_up_results, drawn):
+    path = made_up_results / "size.json"
+    path.write_text(path.read_text().replace('"trained": 1234', '"trained": 99'))
+    figures.draw_size("size.png")
+    shares, gaps = (lines_of(axes)[None] for axes in drawn[0].axes)
+    assert [x for x, *_ in shares] == [99, 1234]
+    assert shares[1][2] == pytest.approx(100) and gaps[1] == (1234, 0, 0, 0)
 
 
 def test_few_examples_are_drawn_as_a_line_for_each_mode(made_up_results, drawn):
