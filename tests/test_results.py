@@ -278,12 +278,15 @@ def test_what_a_run_of_the_experiment_tells(tmp_path, monkeypatch, prefix_run, s
 
 
 def test_what_a_run_says_of_the_table_that_the_readme_shows_is_kept(tmp_path, monkeypatch):
-    (tmp_path / "decoding" / "greedy").mkdir(parents=True)
-    (tmp_path / "decoding" / "greedy" / "outputs.txt").write_text("It .\nThe Vaults .\n")
+    folder = tmp_path / "decoding" / "greedy"
+    folder.mkdir(parents=True)
+    (folder / "tables.txt").write_text(f"name : Cocum\n{make.SHOWN}\n")
+    (folder / "outputs.txt").write_text("It .\nThe Vaults .\n")
+    signature = {"mode": "prefix", "model": "tiny", "data": "e2e", "seed": 0, "decoder": {},
+                 "test_sha256": ""}
+    (folder / "scores.json").write_text(json.dumps(
+        dict.fromkeys(metrics.METRICS, 0.5) | {"signature": signature}))
     monkeypatch.setattr(make, "RUNS", tmp_path)
-    monkeypatch.setattr(make, "find_data", lambda name: name)
-    monkeypatch.setattr(make, "read_split", lambda folder, split: [
-        ("name : Cocum", "Cocum ."), ("name : Cocum", "It ."), (make.SHOWN, "The Vaults !")])
     told = make.gather(make.Run("decoding", "greedy", "describe.py"))
     assert told["says"] == "The Vaults ." and told["faults"]["left out"] == pytest.approx(88.9)
     assert "says" not in make.gather(make.Run("length", "base", "describe.py"))
@@ -503,7 +506,7 @@ def test_bases_are_drawn_by_their_size(made_up_results, drawn):
     path = made_up_results / "size.json"
     path.write_text(path.read_text().replace('"trained": 1234', '"trained": 99'))
     figures.draw_size("size.png")
-    shares, gaps = (lines_of(axes)[None] for axes in drawn[0].axes)
+    (shares,), (gaps,) = (lines_of(axes).values() for axes in drawn[0].axes)
     assert [x for x, *_ in shares] == [99, 1234]
     assert shares[1][2] == pytest.approx(100) and gaps[1] == (1234, 0, 0, 0)
 

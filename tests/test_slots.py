@@ -65,24 +65,24 @@ REFERENCES = ["The Mill is by the river near Café Rouge .", "The Mill is near C
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A run's folder and its data: two tables; people said two sentences of the first."""
-    outputs = "The Mill in the city centre is near Café Rouge , Café Rouge .", "A pub ."
-    people = [f"{TABLES[0]}||{sentence}" for sentence in REFERENCES]
-    people.append(f"{TABLES[1]}||The Inn is a pub .")
-    for name, lines in (("tables.txt", TABLES), ("outputs.txt", outputs),
-                        ("src1_test.txt", people)):
-        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (tmp_path / "scores.json").write_text('{"signature": {}}')
+def data(tmp_path):
+    """A folder with a test set of two tables, the first of which has both references."""
+    lines = [f"{TABLES[0]}||{sentence}\n" for sentence in REFERENCES]
+    lines.append(f"{TABLES[1]}||The Inn is a pub .\n")
+    (tmp_path / "src1_test.txt").write_text("".join(lines), encoding="utf-8")
     return tmp_path
 
 
 def test_the_command_prints_for_each_slot_what_runs_and_references_leave_out(
-        folder, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["slots.py", str(folder), "--data", str(folder)])
+        data, monkeypatch, capsys):
+    outputs = "The Mill in the city centre is near Café Rouge , Café Rouge .\nA pub .\n"
+    (data / "outputs.txt").write_text(outputs, encoding="utf-8")
+    (data / "tables.txt").write_text("\n".join(TABLES) + "\n", encoding="utf-8")
+    (data / "scores.json").write_text('{"signature": {}}', encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["slots.py", str(data), "--data", str(data)])
     slots.main()
     lines = capsys.readouterr().out.strip().splitlines()
-    lines = [line.removeprefix(str(folder)).split() for line in lines]
+    lines = [line.removeprefix(str(data)).split() for line in lines]
     assert lines == [
         ["missing,", "%", "all", "Type", "area", "name", "near"],
         ["20.0", "0.0", "0.0", "50.0", "0.0"],
