@@ -119,7 +119,7 @@ def test_what_the_tutorial_says_of_the_scores_is_what_they_make_of_broken_senten
 def commands(name):
     """(program, its arguments, whether it is said to take long) of each command of a document."""
     text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-    line = r"^    (?:python|torchrun --nproc-per-node \d) (-m [\w.]+|\S+\.py)(.*)$"
+    line = r"^    (?:python|torchrun --nproc-per-node \d) (-m (?!venv)[\w.]+|\S+\.py)(.*)$"
     for program, rest in re.findall(line, text, re.MULTILINE):
         is_long = name == "RESULTS.md" or re.search(r"#.*\b(minutes?|hours?|a run each)\b", rest)
         yield program, shlex.split(rest, comments=True), bool(is_long)
