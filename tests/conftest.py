@@ -1,11 +1,15 @@
 """What the tests share: the shared data, small random models, the same as others build them."""
 
 import argparse
+import functools
 import io
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +206,41 @@ def run_python(*arguments, **options):
                           encoding="utf-8", **options)
 
 
+@functools.cache
+def warm_process():
+    """The process of tests/warm.py, and a function that gives it a request."""
+    process = subprocess.Popen([sys.executable, ROOT / "tests" / "warm.py"], encoding="utf-8",
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(**request):
+        print(json.dumps(request), file=process.stdin, flush=True)
+        return int(process.stdout.readline())
+
+    return ask
+
+
+class start_warm:
+    """Starts what `run_python` runs, and in the same way, but in a fork of `warm_process`."""
+
+    def __init__(self, *arguments, input="", env=os.environ, cwd=ROOT):
+        self.streams = Path(tempfile.mkdtemp())
+        for name, text in (("stdin", input), ("stdout", ""), ("stderr", "")):
+            (self.streams / name).write_text(text, encoding="utf-8")
+        self.pid = warm_process()(arguments=[*map(str, arguments)], env=dict(env), cwd=str(cwd),
+                                  streams=str(self.streams))
+
+    def wait(self):
+        """Its end, as `run_python` tells it."""
+        status = warm_process()(wait=self.pid)
+        said = [(self.streams / name).read_text("utf-8") for name in ("stdout", "stderr")]
+        shutil.rmtree(self.streams)
+        return subprocess.CompletedProcess(self.pid, status, *said)
+
+
+def run_warm(*arguments, **options):
+    return start_warm(*arguments, **options).wait()
+
+
 def run_here(main, *arguments, stdin=""):
     """Runs a module's main() in this process, which is quicker; error is None or what it said."""
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
@@ -260,9 +299,9 @@ DECODER = ("--num-beams", 2, "--max-new-tokens", 12)  # quick
 def prefix_run(tmp_path_factory, small_data):
     """(folder, process) of a run of a few steps, in a process of its own."""
     folder = tmp_path_factory.mktemp("runs") / "prefix"
-    done = run_python("train.py", "--mode", "prefix", "--model", "tiny", "--data", small_data,
-                      "--device", "cpu", *DECODER, "--max-steps", 12, "--prefix-length", 3,
-                      "--out", folder)
+    done = run_warm("train.py", "--mode", "prefix", "--model", "tiny", "--data", small_data,
+                    "--device", "cpu", *DECODER, "--max-steps", 12, "--prefix-length", 3, "--out",
+                    folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
