@@ -9,7 +9,6 @@ From a program:
     scores = train_and_score(Settings(mode="prefix", model="tiny", data="sample"), "runs/x")
 """
 
-import argparse
 import math
 import sys
 from dataclasses import asdict, replace
@@ -28,19 +27,15 @@ from prefix import HIDDEN, Prefix, activations, count_parameters, save_prefix
 from support.bases import NAMES, PUBLISHED, model_folder
 from support.devices import autocast, pick_device, reset_peak_memory
 from support.drawing import check_drawing, draw_losses
-from support.files import ROOT, InputError, command_line, run_command, sha256, write_json
+from support.files import InputError, command_line, run_command, sha256, write_json
 from support.processes import (add_up, check_one_folder, join, launched, rank, wait_for_all,
                                world_size)
 from support.reading import SPLITS, find_data, split_path
-from support.record import Record, best_epoch, costs_of_training
+from support.record import Record, best_epoch, costs_of_training, format_costs
 from support.run_folder import check_folder, claim, fingerprints, is_finished
-from support.settings import (DECODER, Settings, add_arguments, add_device_arguments,
-                              default_learning_rate, settings_of)
+from support.settings import DECODER, Settings, default_learning_rate, read_arguments
 from support.speed import wanted_logits
 
-DEMO = {  # mode -> its arguments
-    "prefix": "--epochs 5 --prefix-length 50 --prefix-form direct --out runs/demo/prefix",
-    "finetune": "--epochs 2 --out runs/demo/finetune"}
 WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is described and scored"}
 
 
@@ -107,6 +102,9 @@ def train(settings, model, prefix, encoded, validation, record):
     trained.train()
     steps_per_epoch = math.ceil(len(encoded) / settings.batch_size)
     last_step = min(steps_per_epoch * settings.epochs, settings.max_steps or sys.maxsize)
+    if settings.warmup_steps >= last_step:
+        print(f"note: the learning rate rises for {settings.warmup_steps:,} steps, and there are "
+              f"{last_step:,}; it never reaches {settings.lr}")
     optimizer, schedule = make_optimizer(trained, settings.lr, last_step, settings.warmup_steps)
     parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule}
     batches = None
@@ -168,12 +166,11 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
     settings, folder, device = settle(settings), Path(folder), pick_device(device)
     if decode_batch_size < 1:
         raise InputError(f"--decode-batch-size must be above 0, but is {decode_batch_size}")
-    check_out(settings, folder)
     check_folder(folder, asdict(settings), resume)
     if is_finished(folder):
         with claim(folder):  # removes what a kill left
             (folder / "training.pt").unlink(missing_ok=True)
-            print(f"{folder} is finished, and is left as it is.")
+        print(f"{folder} is finished, and is left as it is.")
         return None
     reset_peak_memory(device)
     model, tokenizer = load_both(settings.model, device)
@@ -183,11 +180,14 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
     if settings.max_examples:  # the first batch of an epoch that comes before the others
         encoded["train"] = shuffled_batches(encoded["train"], settings.max_examples, settings.seed,
                                             epoch=-1)[0]
+    wait_for_all()  # none writes before all have looked
 
     with claim(folder):
         run = asdict(settings) | made_from
         if rank() == 0:
             check_folder(folder, run, resume)
+            if is_finished(folder):
+                raise InputError(f"{folder} was finished by another process just now")
             write_json(folder / "run.json", run)
         check_one_folder(folder)
         torch.manual_seed(settings.seed)
@@ -205,15 +205,10 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
 
         log = train(settings, model, prefix, encoded["train"], encoded["valid"],
                     Record(folder, run, save))
-        wait_for_all()
         if settings.keep == "best":
             print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
-
         costs = {"trained": n_trained, "kept": kept} | costs_of_training(log)
-        peak = costs["peak_memory"]
-        print(f"trained in {costs['seconds'] / 60:.1f} minutes, {costs['seconds_per_step']:.3f} "
-              f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
-              + (f"{peak / 2**30:.2f} GiB" if peak else "unknown"), flush=True)
+        print(format_costs(costs), flush=True)
         del model, prefix
         if rank() == 0:
             name = f"{settings.mode}, {Path(settings.model).name}, {Path(settings.data).name}"
@@ -245,12 +240,6 @@ def settle(settings):
         hidden = settings.prefix_hidden or HIDDEN.get(settings.prefix_form)
     lr = default_learning_rate(settings) if settings.lr is None else settings.lr
     return replace(settings, prefix_hidden=hidden, lr=lr)
-
-
-def check_out(settings, folder):
-    """Raises InputError where a run would be written among its base or data."""
-    if folder.resolve() in (ROOT / "models" / settings.model, ROOT / "data" / settings.data):
-        raise InputError(f"{folder} holds the base or the data; give another --out")
 
 
 def read_data(settings, model, tokenizer):
@@ -314,62 +303,17 @@ def save_weights(settings, trained, folder, made_from):
 # --------------------------------------------------------------------------------------------------
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description="Trains a prefix or all of GPT-2 to describe tables, then describes the test "
-        "tables and scores them. Without other arguments it is the run of Li & Liang (2021): GPT-2 "
-        "Medium on E2E.",
-        epilog="A run writes its folder: run.json (settings), log.jsonl, the weights (a PEFT "
-        "adapter or a Hugging Face folder), training.pt (to go on), outputs.txt, references.txt, "
-        "tables.txt, scores.json, loss.png.")
-    demo = ", ".join(f"{mode} {arguments}" for mode, arguments in DEMO.items())
-    parser.add_argument("--demo", action="store_true",
-                        help=f"other defaults: --model tiny --data sample, {demo}")
-    parser.add_argument("--out", metavar="DIR",
-                        help="the run's folder (default: runs/MODE-MODEL-DATA)")
-    parser.add_argument("--resume", action="store_true", help="go on where the same command was "
-                        "stopped; of several runs, with those not finished")
-    add_arguments(parser, several=True)
-    add_device_arguments(parser)
-    args = parser.parse_args()
-    if args.demo:
-        defaults = ["--model", "tiny", "--data", "sample", *DEMO[args.mode].split()]
-        args = parser.parse_args(defaults + sys.argv[1:])  # what stands last wins
-    return args
-
-
-def single_runs(args):
-    """{folder: Settings} of each single run that is asked for: one for each length and seed."""
-    for name in ("seed", "prefix_length"):
-        if len(set(values := getattr(args, name))) < len(values):
-            raise InputError(f"--{name.replace('_', '-')} {' '.join(map(str, values))}: give each "
-                             "number once")
-    name = f"{args.mode}-{Path(args.model).name}-{Path(args.data).name}"
-    out = Path(args.out or Path("runs") / name)
-    runs = {}
-    for length in args.prefix_length:
-        for seed in args.seed:
-            name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"
-            is_single = len(args.prefix_length) == len(args.seed) == 1
-            settings = settings_of(args, prefix_length=length, seed=seed)
-            runs[out if is_single else out / name] = settle(settings)
-    return out, runs
-
-
 def main():
-    args = parse_arguments()
+    args, out, runs = read_arguments()
     launched()
-    out, runs = single_runs(args)
     device = pick_device(args.device)
+    runs = {folder: settle(settings) for folder, settings in runs.items()}
     join(device)
     begun = [folder for folder in runs if (folder / "run.json").exists()]
     if args.resume and not begun:
         raise InputError(f"{out} holds no run to go on with")
     for folder, settings in runs.items():  # a mistake in the last one shows at once
-        check_out(settings, folder)
         check_folder(folder, asdict(settings), args.resume and folder in begun)
-    wait_for_all()
     try:
         for folder, settings in runs.items():
             if len(runs) > 1:

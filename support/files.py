@@ -32,13 +32,15 @@ def run_command(main, goes_on=False):
     goes_on    whether the work is worth doing when nobody reads what is printed any more
     """
     plain = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Printable(stream, goes_on) for stream in plain)
+    sys.stdout, sys.stderr = Printable(plain[0], goes_on), Printable(plain[1], goes_on=True)
     try:
         for text in (*sys.argv, os.getcwd()):
             if any("\ud800" <= character <= "\udfff" for character in text):  # no JSON holds them
                 raise InputError(f"{text!r} is not in UTF-8; rename it, or write it otherwise")
-        main()
-        sys.stdout.flush()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         fail(error)
     except KeyboardInterrupt as error:
@@ -59,14 +61,14 @@ def run_command(main, goes_on=False):
 
 def fail(sentence):
     """Ends the command with a sentence on stderr, and status 1."""
-    sys.stdout.flush()
     print(f"error: {sentence}", file=sys.stderr, flush=True)
     sys.exit(1)
 
 
 def is_memory_full(error):
     """Whether an exception says that memory is full: the computer's or a GPU's."""
-    said = re.search("out of memory|allocate memory|not enough memory|bad_alloc", str(error))
+    said = re.search("out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED",
+                     str(error))
     return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(said)
 
 
@@ -94,12 +96,13 @@ class Printable:
 
     @contextmanager
     def while_read(self):
-        """Where nobody reads any more, what is written goes nowhere."""
+        """Where nothing can be printed any more, what is still to come goes nowhere."""
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:  # nobody reads it, or the disk on which it would lie is full
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             if not self.goes_on:
+                error.filename = self.stream.name
                 raise
 
     def __getattr__(self, name):

@@ -45,7 +45,6 @@ class Record:
         self.step, self.log = load_state(self.folder, self.run, parts, last_step, device)
         if rank() == 0:  # what came after the state was saved, goes
             write_text(self.folder / "log.jsonl", "".join(map(as_line, self.log)))
-        self.save_every = 0
         self.save()
         if self.step == 0:  # AdamW's two moments of each parameter come with the first step
             self.save_every = max(SAVE_EVERY, 3 * self.save_every)
@@ -81,12 +80,7 @@ class Record:
         if self.step % LOG_EVERY == 0 or self.is_end_of_epoch():
             self.add_line()
             if not self.is_end_of_epoch():
-                stop = self.stopping.is_asked_anywhere(self.device)
-                if stop or time.monotonic() - self.saved > self.save_every:
-                    self.save()
-                if stop:
-                    raise KeyboardInterrupt
-                self.losses, self.n_tokens, self.started = [], 0, time.perf_counter()
+                self.pause(time.monotonic() - self.saved > self.save_every)
 
     def add_line(self):
         """The line of the log of the steps since the last one."""
@@ -111,8 +105,14 @@ class Record:
             print(f"epoch {self.epoch()}: validation loss {unseen:.4f} a token", flush=True)
         if keep == "last" or best_epoch(self.log) == self.epoch():
             self.save_weights(self.parts["trained"])
-        self.save()
-        if self.stopping.is_asked_anywhere(self.device):
+        self.pause(must_save=True)
+
+    def pause(self, must_save):
+        """Between two lines of the log: saves what is needed to go on, and ends if asked to."""
+        must_end = self.stopping.is_asked_anywhere(self.device)
+        if must_save or must_end:
+            self.save()
+        if must_end:
             raise KeyboardInterrupt
         self.losses, self.n_tokens, self.started = [], 0, time.perf_counter()
 
@@ -135,24 +135,25 @@ class Record:
 
 class Stopping:
     """Ctrl-C or SIGTERM (torchrun sends it) asks a training to stop where its state is whole; the
-    second time it ends at once."""
+    same a second time ends it at once."""
 
     def __init__(self):
-        self.asked, self.before = False, {}
+        self.asked, self.before = None, {}
         if threading.current_thread() is threading.main_thread():  # only that one may listen
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.ask)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background
+                    self.before[number] = signal.signal(number, self.ask)
 
     def ask(self, number, frame):
-        if self.asked:
+        if self.asked == number:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = number
         print(f"\nstopping at the next line of the log, within {LOG_EVERY} steps; once more ends "
               "it at once, and what came after the last saved state is lost", file=sys.stderr)
 
     def is_asked_anywhere(self, device):
         """Whether any of the processes was asked, so that all stop at one step."""
-        asked = torch.tensor(float(self.asked), device=device)
+        asked = torch.tensor(float(self.asked is not None), device=device)
         add_up([asked])
         return asked.item() > 0
 
@@ -195,6 +196,13 @@ def costs_of_training(log):
     }
 
 
+def format_costs(costs):
+    peak = costs["peak_memory"]
+    return (f"trained in {costs['seconds'] / 60:.1f} minutes, {costs['seconds_per_step']:.3f} "
+            f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
+            + (f"{peak / 2**30:.2f} GiB" if peak else "unknown"))
+
+
 # --------------------------------------------------------------------------------------------------
 # The state of a training
 # --------------------------------------------------------------------------------------------------
@@ -229,4 +237,15 @@ def load_state(folder, run, parts, last_step, device):
             raise ValueError("its log tells of other steps than were made")
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        check_optimizer(parts["optimizer"], step)
     return step, log
+
+
+def check_optimizer(optimizer, step):
+    """Raises ValueError where an optimiser lacks what it knows of a parameter after `step`."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if step else ():
+            known = optimizer.state[parameter]
+            if known["step"] != step or any(known[name].shape != parameter.shape
+                                            for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("the optimiser's state is of another step or shape")

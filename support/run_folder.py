@@ -5,8 +5,10 @@ describes a table, does so with the same. The run is finished once scores.json l
 there is no test set, loss.png.
 """
 
+import errno
 import hashlib
 import shutil
+import sys
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +20,7 @@ from support.processes import rank
 from support.settings import Settings
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def read_settings(folder):
@@ -92,7 +95,8 @@ def claim(folder):
     """Keeps a folder for this process, until the block or the process ends, in whatever way.
 
     What a killed process left half-written is removed. Raises InputError where another has it, or
-    nothing can be written there. (Of several processes of one run the first has it for all.)
+    nothing can be written there; where the file system has no locks, that is said. (Of several
+    processes of one run the first has it for all.)
     """
     if rank() > 0:
         yield
@@ -105,8 +109,11 @@ def claim(folder):
         raise InputError(f"{folder} is being written by another process; give another --out, or "
                          "wait for its end") from None
     except OSError as error:
-        raise InputError(f"{folder} cannot be written to ({error.strerror}); give another --out, a "
-                         "folder that can be") from None
+        if error.errno not in NO_LOCKS:
+            raise InputError(f"{folder} cannot be written to ({error.strerror}); give another "
+                             "--out, a folder that can be") from None
+        print(f"note: the disk of {folder} has no locks ({error.strerror}); see to it yourself "
+              "that no other process writes there", file=sys.stderr)
     try:
         for leftover in folder.glob(f"{ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -4,12 +4,15 @@ A program makes `Settings(mode="prefix", model="tiny")`; the command line is mad
 fields; run.json holds them.
 """
 
+import argparse
 import math
+import sys
 import types
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 
 from support.bases import count_weights, read_config
-from support.files import InputError, seed_number
+from support.files import ROOT, InputError, seed_number
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
                  "finetune": 5e-5}  # and its fine-tuning
@@ -128,11 +131,6 @@ def add_arguments(parser, names=None, several=False):
         parser.add_argument(option_of(one.name), default=default, **told)
 
 
-def settings_of(args, **changes):
-    """The Settings in parsed arguments, with some changed."""
-    return Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)} | changes)
-
-
 def default_learning_rate(settings):
     """The learning rate for what is trained, by the size of the base."""
     is_small = count_weights(read_config(settings.model)) < SMALL
@@ -146,3 +144,60 @@ def add_device_arguments(parser):
                         " described at once; fewer need less memory (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto (default: a GPU where there is one),"
                         " cpu, cuda, mps, ...")
+
+
+# --------------------------------------------------------------------------------------------------
+# The command line of train.py
+# --------------------------------------------------------------------------------------------------
+
+DEMO = {  # mode -> its arguments
+    "prefix": "--epochs 5 --prefix-length 50 --prefix-form direct --out runs/demo/prefix",
+    "finetune": "--epochs 2 --out runs/demo/finetune"}
+
+
+def read_arguments():
+    """(arguments, the folder of all, {folder: Settings} of each run that is asked for)."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description="Trains a prefix or all of GPT-2 to describe tables, then describes the test "
+        "tables and scores them. Without other arguments it is the run of Li & Liang (2021): GPT-2 "
+        "Medium on E2E.",
+        epilog="A run writes its folder: run.json (settings), log.jsonl, the weights (a PEFT "
+        "adapter or a Hugging Face folder), training.pt (to go on), outputs.txt, references.txt, "
+        "tables.txt, scores.json, loss.png.")
+    demo = ", ".join(f"{mode} {arguments}" for mode, arguments in DEMO.items())
+    parser.add_argument("--demo", action="store_true",
+                        help=f"other defaults: --model tiny --data sample, {demo}")
+    parser.add_argument("--out", metavar="DIR",
+                        help="the run's folder (default: runs/MODE-MODEL-DATA)")
+    parser.add_argument("--resume", action="store_true", help="go on where the same command was "
+                        "stopped; of several runs, with those not finished")
+    add_arguments(parser, several=True)
+    add_device_arguments(parser)
+    args = parser.parse_args()
+    if args.demo:
+        defaults = ["--model", "tiny", "--data", "sample", *DEMO[args.mode].split()]
+        args = parser.parse_args(defaults + sys.argv[1:])  # what stands last wins
+    name = f"{args.mode}-{Path(args.model).name}-{Path(args.data).name}"
+    out = Path(args.out or Path("runs") / name)
+    return args, out, single_runs(args, out)
+
+
+def single_runs(args, out):
+    """{folder: Settings}: a run for each prefix length and seed."""
+    values = {one.name: getattr(args, one.name) for one in fields(Settings)}
+    lengths, seeds, runs = values["prefix_length"], values["seed"], {}
+    for name in ("prefix_length", "seed"):
+        if len(set(values[name])) < len(values[name]):
+            raise InputError(f"{option_of(name)} {' '.join(map(str, values[name]))}: give each "
+                             "number once")
+    if len(lengths) == len(seeds) == 1:
+        return {out: Settings(**values | {"prefix_length": lengths[0], "seed": seeds[0]})}
+    if out.resolve() in (Path(args.model).resolve(), ROOT / "models" / args.model,
+                         Path(args.data).resolve(), ROOT / "data" / args.data):
+        raise InputError(f"{out} holds the base or the data; give another --out")
+    for length in lengths:
+        for seed in seeds:
+            name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"
+            runs[out / name] = Settings(**values | {"prefix_length": length, "seed": seed})
+    return runs

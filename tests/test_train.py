@@ -16,10 +16,13 @@ from transformers import GPT2LMHeadModel
 
 import train
 from beam import beam_search
-from support.files import InputError
-from e2e_data import check_length, make_batch
+from e2e_data import check_lengths, make_batch
 from gpt2 import GPT2Config, load_config, load_model, load_tokenizer
 from prefix import Prefix
+from support import devices, record
+from support import settings as support_settings
+from support.files import InputError, sha256
+from support.record import Record
 
 CPU = torch.device("cpu")
 MODES = ("network", "per-layer", "direct", "finetune")  # the forms of a prefix, and no prefix
@@ -28,14 +31,11 @@ QUICK = ("--model", "tiny", "--device", "cpu", *DECODER)
 
 def settings(mode="network", **changes):
     """The settings of a training of two epochs of four steps."""
-    first = train.Settings(
-        mode="finetune" if mode == "finetune" else "prefix", model="tiny", data="sample", epochs=2,
-        lr=1e-2, batch_size=2, warmup_steps=0, max_examples=None, keep="last", prefix_length=3,
-        prefix_form="network", prefix_hidden=12,
-        prefix_words=None, clip=1.0, max_steps=None, seed=0, dtype="float32", num_beams=2,
-        length_penalty=1.0, max_new_tokens=12)
-    form = "network" if mode == "finetune" else mode
-    return dataclasses.replace(first, prefix_form=form, **changes)
+    first = train.Settings(mode="prefix", model="tiny", data="sample", epochs=2, lr=1e-2,
+                           batch_size=2, prefix_length=3, prefix_hidden=12, prefix_form=mode)
+    if mode == "finetune":
+        first = dataclasses.replace(first, mode="finetune", prefix_form="network")
+    return dataclasses.replace(first, **changes)
 
 
 def small_parts(mode="network", dtype=torch.float64):
@@ -159,7 +159,7 @@ def train_independently(twin, examples, validation, of):
 @pytest.mark.parametrize("seed, max_steps", [(1, None), (2, None), (3, 7)])
 def test_every_loss_and_all_final_parameters_are_those_of_a_loop_around_peft_or_hugging_face(
         mode, seed, max_steps, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    monkeypatch.setattr(record, "LOG_EVERY", 1)
     model, prefix, examples = small_parts(mode)
     validation = random_examples(4, model.config.n_vocab)
     clip = {"network": 0.6, "direct": 0.15, "finetune": 5.0}[mode]
@@ -168,7 +168,7 @@ def test_every_loss_and_all_final_parameters_are_those_of_a_loop_around_peft_or_
     if prefix:
         twin = peft_twin(twin, prefix)
     truth = train_independently(twin, examples, validation, of)
-    log = train.train(of, model, prefix, examples, validation, tmp_path)
+    log = train.train(of, model, prefix, examples, validation, Record(tmp_path))
 
     losses, validation_losses, norms = truth
     assert len(losses) == (max_steps or 8)
@@ -190,7 +190,7 @@ def test_only_what_the_mode_trains_changes_and_the_loss_falls(mode, tmp_path):
     model, prefix, examples = small_parts(mode, torch.float32)
     before = copy_of(model)
     of = settings(mode, epochs=20, lr=0.1 if mode == "direct" else 1e-2)
-    log = train.train(of, model, prefix, examples, examples, tmp_path)
+    log = train.train(of, model, prefix, examples, examples, Record(tmp_path))
     changed = any(not torch.equal(tensor, before[name])
                   for name, tensor in model.state_dict().items())
     assert changed == (mode == "finetune")
@@ -202,7 +202,7 @@ def test_only_what_the_mode_trains_changes_and_the_loss_falls(mode, tmp_path):
 
 def test_the_log_has_every_step_and_a_learning_rate_that_falls_linearly_to_zero(tmp_path):
     model, prefix, examples = small_parts()
-    log = train.train(settings(epochs=10), model, prefix, examples, examples, tmp_path)
+    log = train.train(settings(epochs=10), model, prefix, examples, examples, Record(tmp_path))
     rates = {entry["step"]: entry["lr"] for entry in log if "lr" in entry}
     assert rates == pytest.approx({step: 1e-2 * (1 - step / 40) for step in rates}, abs=1e-15)
     assert 40 in rates and sum(values_of(log, "steps")) == 40
@@ -214,7 +214,7 @@ def test_the_log_has_every_step_and_a_learning_rate_that_falls_linearly_to_zero(
 def test_a_line_of_the_log_is_the_mean_of_the_losses_since_the_last_one(tmp_path, monkeypatch):
     logs = []
     for log_every in (1, 3):
-        monkeypatch.setattr(train, "LOG_EVERY", log_every)
+        monkeypatch.setattr(record, "LOG_EVERY", log_every)
         model, prefix, examples = small_parts()
         logs.append(train.train(settings(), model, prefix, examples, examples,
                                 tmp_path / str(log_every)))
@@ -278,7 +278,7 @@ def train_in_parts(mode, folder, steps_a_part, monkeypatch):
         torch.manual_seed(of.seed)
         prefix = None if mode == "finetune" else train.make_prefix(of, model, Words())
         try:
-            log = train.train(of, model, prefix, examples, examples[:3], folder)
+            log = train.train(of, model, prefix, examples, examples[:3], Record(folder))
         except KeyboardInterrupt:
             continue
         return copy_of(prefix or model), log, done
@@ -290,8 +290,8 @@ def train_in_parts(mode, folder, steps_a_part, monkeypatch):
 def test_training_that_was_stopped_at_any_step_ends_to_the_bit_as_if_it_had_not_been(
         mode, log_every, tmp_path, monkeypatch):
     plain_save = train.save_state
-    monkeypatch.setattr(train, "LOG_EVERY", log_every)  # states are saved with lines of the log
-    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(record, "LOG_EVERY", log_every)  # states are saved with lines of the log
+    monkeypatch.setattr(record, "SAVE_EVERY", 0)
     monkeypatch.setattr(train, "save_state", lambda *args: 0 * plain_save(*args))  # at each one
     whole, whole_log, done = train_in_parts(mode, tmp_path / "whole", [99], monkeypatch)
     assert done == 8
@@ -408,25 +408,25 @@ def hold(n_bytes):
     torch.ones(n_bytes, dtype=torch.uint8)
 
 
-TELLS_PEAK = pytest.mark.skipif(train.peak_memory(CPU) is None, reason="the system does not tell")
+TELLS_PEAK = pytest.mark.skipif(devices.peak_memory(CPU) is None, reason="the system does not tell")
 
 
 @TELLS_PEAK
 def test_peak_memory_is_of_the_time_since_it_was_reset():
     MiB = 2**20
-    train.reset_peak_memory(CPU)
-    before = train.peak_memory(CPU)
+    devices.reset_peak_memory(CPU)
+    before = devices.peak_memory(CPU)
     hold(300 * MiB)
-    peak = train.peak_memory(CPU)
+    peak = devices.peak_memory(CPU)
     assert peak - before == pytest.approx(300 * MiB, abs=30 * MiB)  # and stays, once it is freed
-    train.reset_peak_memory(CPU)
-    assert train.peak_memory(CPU) < before + 30 * MiB
+    devices.reset_peak_memory(CPU)
+    assert devices.peak_memory(CPU) < before + 30 * MiB
 
 
 @TELLS_PEAK
 def test_the_memory_of_an_earlier_run_is_not_a_later_ones(small_data, tmp_path, only_training):
     hold(1000 * 2**20)
-    earlier = train.peak_memory(CPU)
+    earlier = devices.peak_memory(CPU)
     train_here(small_data, tmp_path / "run", "--max-steps", 1, "--prefix-hidden", 8)
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     (peak,) = values_of(map(json.loads, lines), "peak_memory")
