@@ -235,9 +235,9 @@ def settle(settings):
     model = model if model in NAMES else str(Path(model).resolve())
     data = data if data in ("e2e", "sample") else str(Path(data).resolve())
     settings = replace(settings, model=model, data=data).check()
-    hidden = None
-    if settings.mode == "prefix":
-        hidden = settings.prefix_hidden or HIDDEN.get(settings.prefix_form)
+    hidden = settings.prefix_hidden
+    if settings.mode == "prefix" and hidden is None:
+        hidden = HIDDEN.get(settings.prefix_form)
     lr = default_learning_rate(settings) if settings.lr is None else settings.lr
     return replace(settings, prefix_hidden=hidden, lr=lr)
 

@@ -11,7 +11,7 @@ import types
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-from support.bases import count_weights, read_config
+from support.bases import PUBLISHED, count_weights, read_config
 from support.files import ROOT, InputError, seed_number
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
@@ -133,7 +133,8 @@ def add_arguments(parser, names=None, several=False):
 
 def default_learning_rate(settings):
     """The learning rate for what is trained, by the size of the base."""
-    is_small = count_weights(read_config(settings.model)) < SMALL
+    sizes = PUBLISHED.get(settings.model) or read_config(settings.model)
+    is_small = count_weights(sizes) < SMALL
     rates = SMALL_LEARNING_RATE if is_small else LEARNING_RATE
     return rates[settings.prefix_form if settings.mode == "prefix" else "finetune"]
 

@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models so small, threads co
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -242,7 +243,10 @@ def run_warm(*arguments, **options):
 
 
 def run_here(main, *arguments, stdin=""):
-    """Runs a module's main() in this process, which is quicker; error is None or what it said."""
+    """Runs a module's main() in this process, which is quicker.
+
+    error is None, or the last line on stderr, or a status that is not 1.
+    """
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     error = None
     with (pytest.MonkeyPatch.context() as patched, redirect_stdout(stdout),
@@ -257,7 +261,15 @@ def run_here(main, *arguments, stdin=""):
     for stream in (stdout, stderr):
         stream.flush()
         shown.append(stream.buffer.getvalue().decode())
+    if error == 1:
+        error = shown[1].splitlines()[-1]
     return SimpleNamespace(error=error, stdout=shown[0], stderr=shown[1])
+
+
+def weights_in(path):
+    """(tensors as bytes, metadata) of a safetensors file, whose header has no fixed order."""
+    with safe_open(path, "np") as file:
+        return ({name: file.get_tensor(name).tobytes() for name in file.keys()}, file.metadata())
 
 
 class Parsed(Exception):

@@ -33,6 +33,7 @@ import torch  # noqa: E402
 from support import files as common  # noqa: E402
 import metrics  # noqa: E402
 import train  # noqa: E402
+from support import record  # noqa: E402
 
 TRAIN = ["--model", "tiny", "--epochs", "2", "--batch-size", "4", "--num-beams", "2",
          "--max-new-tokens", "6", "--device", "cpu"]
@@ -155,9 +156,8 @@ def start(arguments, out, says, n=None, signal_number=signal.SIGKILL):
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         torch.set_num_threads(1)
-        save_state = train.save_state
-        train.SAVE_EVERY, train.LOG_EVERY = 0, 2
-        train.save_state = lambda *args: 0 * save_state(*args)  # it took no time: save soon again
+        record.LOG_EVERY, pause = 2, record.Record.pause
+        record.Record.pause = lambda self, must_save: pause(self, True)  # every time
         metrics.meteor_data.find = lambda folder=None: None  # its tables take longer than all else
         sys.argv = ["train.py", *arguments, "--out", str(out)]
         operations = FileOperations(out, n, signal_number)
@@ -204,29 +204,22 @@ def contents(folder):
         name = str(path.relative_to(folder))
         if path.is_dir():
             found[name] = "a folder"
-        elif name == "training.pt":  # a zip, whose bytes hold the log's seconds
-            state = torch.load(io.BytesIO(path.read_bytes()[:-4]), weights_only=True)
-            found[name] = {part: str(tensors(state[part])) for part in ("trained", "optimizer")}
+        elif path.suffix == ".safetensors":  # whose header has no fixed order
+            with safetensors.safe_open(path, "np") as file:
+                found[name] = file.metadata(), {key: file.get_tensor(key).tobytes()
+                                                for key in file.keys()}
         elif name == "log.jsonl":
             entries = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{key: value for key, value in entry.items()
                             if key not in ("seconds", "peak_memory")} for entry in entries]
         elif name == "scores.json":
             found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "costs"}
+            del found[name]["signature"]["files"]["log.jsonl"]  # which holds seconds
         elif name == "loss.png":
             found[name] = "whole" if b"IEND" in path.read_bytes()[-12:] else "cut"
         else:
             found[name] = path.read_bytes()
     return found
-
-
-def tensors(value):
-    """A state dict with its tensors as bytes."""
-    if isinstance(value, torch.Tensor):
-        return hash(value.numpy().tobytes())
-    if isinstance(value, dict):
-        return {key: tensors(entry) for key, entry in value.items()}
-    return [tensors(entry) for entry in value] if isinstance(value, list) else value
 
 
 def differences(folder, truth):

@@ -7,66 +7,72 @@ import sys
 
 import pytest
 import torch
-from conftest import (ROOT, assert_close, random_config, random_model, random_prefix,
-                      run_here)
+from conftest import (ROOT, assert_close, random_config, random_model, random_prefix, run_here,
+                      run_warm, start_warm)
 
 import describe
 from support import processes
 from support.files import InputError
 
 SCRIPT = """
-import random, sys
-from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
+import sys
 import torch
 import train
-from conftest import random_config, random_model, random_prefix
-from support.processes import RANK, join
-from support.run_folder import Settings
+from conftest import Path, random_config, random_examples, random_model, random_prefix
+from support import processes, record
 
 mode, folder = sys.argv[1], Path(sys.argv[2])
-join(torch.device("cpu"))
+processes.join(torch.device("cpu"))
 config = random_config(3)
-model, prefix = random_model(config, 3), random_prefix(config, 3)
-draw = random.Random(0)
-encoded = [([draw.randrange(config.n_vocab) for _ in range(draw.randint(1, 9))],
-            [draw.randrange(config.n_vocab) for _ in range(draw.randint(1, 9))]) for _ in range(7)]
-settings = Settings(
-    mode=mode, model="", data="", epochs=7, lr=1e-2, batch_size=3, warmup_steps=2,
-    max_examples=None, keep="last", prefix_length=0, prefix_form="network", prefix_hidden=None,
-    prefix_words=None, clip=0.5, max_steps=20, seed=1, dtype="float32", num_beams=1,
-    length_penalty=1.0, max_new_tokens=1)
-folder.mkdir(exist_ok=True)
-train.LOG_EVERY = 1
-train.train(settings, model, prefix if mode == "prefix" else None, encoded, encoded, folder)
-trained = prefix if mode == "prefix" else model
-torch.save(trained.state_dict(), folder / f"rank-{{RANK}}.pt")
+model, prefix = random_model(config, 3), random_prefix(config, 3) if mode == "prefix" else None
+settings = train.Settings(mode=mode, model="", data="", epochs=7, lr=1e-2, batch_size=3,
+                          warmup_steps=2, clip=0.5, max_steps=20, seed=1)
+encoded = random_examples(0, config.n_vocab)
+record.LOG_EVERY = 1
+train.train(settings, model, prefix, encoded, encoded, record.Record(folder))
+trained = model if prefix is None else prefix
+torch.save(trained.state_dict(), folder / f"rank-{processes.rank()}.pt")
 """
+BLIND = """
+import os
+import train
+from support import files, processes
+
+class Elsewhere(type(processes.Path())):
+    def exists(self):
+        return False
+
+if os.environ["RANK"] == "1":
+    processes.Path = Elsewhere
+files.run_command(train.main)
+"""
+QUICK = ("--mode", "prefix", "--model", "tiny", "--device", "cpu", "--max-steps", 2, "--num-beams",
+         2, "--max-new-tokens", 8)
 
 
-def torchrun(number, *arguments):
-    command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", number,
-               "--master-port", 29500 + os.getpid() % 1000, *arguments)
-    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    return done
+def joined(folder, number, *arguments):
+    """Runs a command in several processes with the variables that torchrun sets."""
+    names = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": 20000 + (os.getpid() + hash(str(folder))) % 9000}
+    started = [start_warm(*arguments, env=os.environ | {
+        name: str(value) for name, value in (names | {"RANK": i, "LOCAL_RANK": i}).items()})
+        for i in range(number)]
+    return [process.wait() for process in started]
 
 
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
 def test_two_processes_have_the_losses_and_parameters_of_one(tmp_path, mode):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    for number in (1, 2):  # batches of 3, 3 and 1: unequal shares, and an empty one
-        torchrun(number, script, mode, tmp_path / str(number))
     logs = []
-    for number in (1, 2):
-        lines = (tmp_path / str(number) / "log.jsonl").read_text().splitlines()
+    for number in (1, 2):  # batches of 3, 3 and 1: unequal shares, and an empty one
+        folder = tmp_path / str(number)
+        for done in joined(folder, number, "-c", SCRIPT, mode, folder):
+            assert done.returncode == 0, done.stderr
+        lines = (folder / "log.jsonl").read_text().splitlines()
         logs.append([json.loads(line) for line in lines])
-    for name in ("loss", "validation_loss"):
+    for name in ("loss", "validation_loss", "tokens"):  # those of all processes
         ours, truth = (torch.tensor([entry[name] for entry in log if name in entry],
                                     dtype=torch.float64) for log in (logs[1], logs[0]))
-        assert len(truth) == {"loss": 20, "validation_loss": 7}[name]
+        assert len(truth) == {"validation_loss": 7}.get(name, 20)
         assert_close(ours, truth, 1e-9)
     truth = torch.load(tmp_path / "1" / "rank-0.pt")
     config = random_config(3)
@@ -78,29 +84,53 @@ def test_two_processes_have_the_losses_and_parameters_of_one(tmp_path, mode):
     assert any((truth[name] - tensor).abs().max() > 1e-2 for name, tensor in start.items())
 
 
-def test_two_processes_describe_the_test_tables_as_one_and_one_of_them_writes(tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
-    for split in ("train", "valid", "test"):
-        lines = [f"name : {name} | Type : pub||{name} is a pub ." for name in ("A", "Bo", "Cy")]
-        (data / f"src1_{split}.txt").write_text("\n".join(lines) + "\n")
-    shown = {}
-    for number in (1, 2):
-        done = torchrun(number, "train.py", "--mode", "prefix", "--model", "tiny", "--data", data,
-                        "--device", "cpu", "--max-steps", 2, "--num-beams", 2, "--max-new-tokens",
-                        8, "--seed", 0, 1, "--out", tmp_path / str(number))
-        shown[number] = done.stdout
+def test_two_processes_describe_the_test_tables_as_one_and_one_of_them_writes(small_data, tmp_path):
+    command = ["train.py", *QUICK, "--data", small_data, "--seed", 0, 1, "--out"]
+    one = run_warm(*command, tmp_path / "1")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2,
+                "--master-port", 29500 + os.getpid() % 1000, *command, tmp_path / "2")
+    two = subprocess.run([*map(str, torchrun)], cwd=ROOT, capture_output=True, text=True)
+    for done in (one, two):
+        assert done.returncode == 0 and done.stdout.count("trained in") == 2, done.stderr
     for seed in (0, 1):
-        one, two = (tmp_path / str(number) / f"length-5-seed-{seed}" for number in (1, 2))
-        assert (one / "outputs.txt").read_text() == (two / "outputs.txt").read_text()
-        settings = [json.loads((run / "run.json").read_text()) for run in (one, two)]
-        assert settings[0] == settings[1]
-    assert shown[2].count("trained in") == shown[1].count("trained in") == 2
+        for name in ("outputs.txt", "run.json"):
+            one, two = (tmp_path / f"{number}/length-5-seed-{seed}/{name}" for number in (1, 2))
+            assert one.read_text() == two.read_text()
+
+
+def test_processes_that_do_not_see_one_folder_are_told_at_the_start(small_data, tmp_path):
+    done = joined(tmp_path, 2, "-c", BLIND, *QUICK, "--data", small_data, "--out",
+                  tmp_path / "run")
+    assert all("do not see one and the same folder" in one.stderr for one in done)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", ".lock"}
+
+
+@pytest.mark.parametrize("variables", [
+    {"RANK": "1"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "0"}, {"RANK": ""},
+    {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}])
+def test_variables_that_torchrun_did_not_set_change_nothing(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    processes.join(torch.device("cpu"))
+    assert (processes.rank(), processes.world_size(), processes.launched()) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("RANK", "2", "RANK is 2, but WORLD_SIZE is 2"), ("RANK", "-1", "RANK is '-1'"),
+    ("LOCAL_RANK", "x", "LOCAL_RANK is 'x'"), ("MASTER_PORT", "1.5", "MASTER_PORT is '1.5'"),
+    ("MASTER_ADDR", "no.such.host.invalid", "do not meet")])
+def test_variables_that_cannot_be_are_named(monkeypatch, name, value, message):
+    given = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": "29401"} | {name: value}
+    for variable, text in given.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(InputError, match=message):
+        processes.join(torch.device("cpu"))
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     chosen = []
-    monkeypatch.setattr(processes, "WORLD", 2)
+    monkeypatch.setattr(processes, "launched", lambda: 2)
     monkeypatch.setattr(processes.distributed, "init_process_group", lambda backend: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -115,5 +145,5 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 
 
 def test_describe_is_one_process(monkeypatch):
-    monkeypatch.setattr(describe, "WORLD", 2)
+    monkeypatch.setattr(describe, "launched", lambda: 2)
     assert "start it without torchrun" in run_here(describe.main, "tiny", "name : A").error

@@ -10,19 +10,19 @@ import pytest
 import torch
 from conftest import (DECODER, ROOT, assert_close, by_pefts_names, hugging_face_loss,
                       hugging_face_twin, peft_twin, random_config, random_examples, random_model,
-                      random_prefix, rows_seen, run_here, run_python)
+                      random_prefix, rows_seen, run_here, run_python, weights_in)
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 import train
 from beam import beam_search
 from e2e_data import check_lengths, make_batch
-from gpt2 import GPT2Config, load_config, load_model, load_tokenizer
+from gpt2 import load_config, load_model, load_tokenizer
 from prefix import Prefix
 from support import devices, record
-from support import settings as support_settings
 from support.files import InputError, sha256
 from support.record import Record
+from support.settings import read_arguments
 
 CPU = torch.device("cpu")
 MODES = ("network", "per-layer", "direct", "finetune")  # the forms of a prefix, and no prefix
@@ -217,7 +217,7 @@ def test_a_line_of_the_log_is_the_mean_of_the_losses_since_the_last_one(tmp_path
         monkeypatch.setattr(record, "LOG_EVERY", log_every)
         model, prefix, examples = small_parts()
         logs.append(train.train(settings(), model, prefix, examples, examples,
-                                tmp_path / str(log_every)))
+                                Record(tmp_path / str(log_every))))
     losses = values_of(logs[0])
     parts = (losses[0:3], losses[3:4], losses[4:6], losses[6:8])  # an epoch's end is a line too
     assert values_of(logs[1]) == pytest.approx([sum(part) / len(part) for part in parts])
@@ -238,7 +238,7 @@ def test_bfloat16_trains_to_nearly_the_same_loss(tmp_path):
     for dtype in ("float32", "bfloat16"):
         model, prefix, examples = small_parts(dtype=torch.float32)
         log = train.train(settings(dtype=dtype), model, prefix, examples, examples,
-                          tmp_path / dtype)
+                          Record(tmp_path / dtype))
         assert {parameter.dtype for parameter in prefix.parameters()} == {torch.float32}
         losses.append(log[-1]["validation_loss"])
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
@@ -289,10 +289,9 @@ def train_in_parts(mode, folder, steps_a_part, monkeypatch):
 @pytest.mark.parametrize("log_every", [1, 2])
 def test_training_that_was_stopped_at_any_step_ends_to_the_bit_as_if_it_had_not_been(
         mode, log_every, tmp_path, monkeypatch):
-    plain_save = train.save_state
     monkeypatch.setattr(record, "LOG_EVERY", log_every)  # states are saved with lines of the log
-    monkeypatch.setattr(record, "SAVE_EVERY", 0)
-    monkeypatch.setattr(train, "save_state", lambda *args: 0 * plain_save(*args))  # at each one
+    monkeypatch.setattr(Record, "pause",
+                        lambda self, must_save, pause=Record.pause: pause(self, True))
     whole, whole_log, done = train_in_parts(mode, tmp_path / "whole", [99], monkeypatch)
     assert done == 8
     drop = ("seconds", "peak_memory")
@@ -388,7 +387,7 @@ def test_the_longest_example_allowed_uses_the_last_position_and_one_more_is_refu
     prompt, room = [1] * 20, n_ctx - P + 1 - 20  # the last token is never read
 
     def check(n_new):
-        check_length("test.csv, line 3", P, prompt, n_new, n_ctx, "tiny")
+        check_lengths([("test.csv, line 3", prompt, n_new)], P, n_ctx, "tiny")
 
     check(room)
     with pytest.raises(InputError, match=f"line 3: .* more than the {n_ctx}"):
@@ -441,17 +440,19 @@ def test_the_memory_of_an_earlier_run_is_not_a_later_ones(small_data, tmp_path, 
 def test_a_run_writes_everything_that_the_readme_promises(prefix_run, small_data):
     folder, done = prefix_run
     names = {path.name for path in folder.iterdir()}
-    assert names == {"run.json", "log.jsonl", "training.pt", "adapter_config.json",
+    assert names == {"run.json", "log.jsonl", "adapter_config.json",
                      "adapter_model.safetensors", "outputs.txt", "references.txt", "scores.json",
-                     "loss.png", ".lock"}
+                     "tables.txt", "loss.png", ".lock"}
     kept, scores = (json.loads((folder / name).read_text()) for name in ("run.json", "scores.json"))
     assert kept["max_steps"] == 12 and kept["lr"] == 3e-3 and kept["mode"] == "prefix"
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [6, 6, 10, 12, 12]
     assert values_of(log, "validation_loss")[-1] == log[-1]["validation_loss"]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    test_sha256 = hashlib.sha256((small_data / "src1_test.txt").read_bytes()).hexdigest()
-    assert scores["signature"]["test_sha256"] == test_sha256
+    assert scores["signature"]["test_sha256"] == sha256(small_data / "src1_test.txt")
+    written = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+               for path in folder.iterdir() if path.suffix in (".txt", ".jsonl")}
+    assert scores["signature"]["files"] == written and len(written) == 4
     adapter = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
     assert scores["costs"]["kept"] == adapter.numel()
     assert "learning rate 0.003;" in done.stdout
@@ -471,12 +472,12 @@ def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_p
     assert again.error.startswith("error: ") and "already holds a run" in again.error
     other = train_here(small_data, folder, *arguments, "--resume", "--lr", 0.5)
     assert "started with lr 0.003, not 0.5" in other.error
-    for name in ("outputs.txt", "scores.json"):  # stopped while it described the test tables
-        (folder / name).unlink()
+    (folder / "scores.json").unlink()  # as if it had been stopped while it was scored
     done = train_here(small_data, folder, *arguments, "--resume")
-    assert done.error is None and "Step 12 of 12" in done.stdout
-    for name in ("outputs.txt", "adapter_model.safetensors", "log.jsonl"):
-        assert (folder / name).read_bytes() == (prefix_run[0] / name).read_bytes()
+    assert done.error is None and "Step 0 of 12" in done.stdout
+    assert (folder / "outputs.txt").read_bytes() == (prefix_run[0] / "outputs.txt").read_bytes()
+    saved = [weights_in(run / "adapter_model.safetensors") for run in (folder, prefix_run[0])]
+    assert saved[0] == saved[1]
 
 
 @pytest.fixture(scope="module")
@@ -516,7 +517,7 @@ def test_of_several_runs_only_those_that_have_not_ended_go_on(several_runs):
     assert done.error is None, done.error
     assert (ended / "scores.json").stat().st_mtime_ns == before
     assert (folder / "length-2-seed-0" / "scores.json").exists()
-    assert "Step 0 of 2" in done.stdout and "Step 2 of 2" in done.stdout
+    assert done.stdout.count("Step 0 of 2") == 2
 
 
 # --------------------------------------------------------------------------------------------------
@@ -524,14 +525,17 @@ def test_of_several_runs_only_those_that_have_not_ended_go_on(several_runs):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def parse(monkeypatch):
-    """parse(*arguments) -> what train.py makes of them."""
-    def parse_them(*arguments):
-        monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
-        return train.parse_arguments()
+def parsed(*arguments):
+    """{folder: Settings} that train.py makes of arguments."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["train.py", *map(str, arguments)])
+        _, _, runs = read_arguments()
+    return {str(folder): train.settle(settings) for folder, settings in runs.items()}
 
-    return parse_them
+
+def settings_for(*arguments):
+    (one,) = parsed(*arguments).values()
+    return one
 
 
 @pytest.fixture(scope="module")
@@ -552,23 +556,20 @@ RATES = [  # mode, arguments, learning rate
 
 
 @pytest.mark.parametrize("mode, arguments, lr", RATES)
-def test_the_learning_rate_that_is_taken_where_none_is_given(parse, copy_of_tiny, mode, arguments,
-                                                             lr):
-    assert parse("--mode", mode, *arguments).lr == lr
-    arguments = [copy_of_tiny if argument == "tiny" else argument for argument in arguments]
-    assert parse("--mode", mode, *arguments).lr == lr  # by its size, not by its name
+def test_the_learning_rate_that_is_taken_where_none_is_given(copy_of_tiny, mode, arguments, lr):
+    for model in ("tiny", copy_of_tiny):  # by its size, not by its name
+        given = [model if argument == "tiny" else argument for argument in arguments]
+        assert settings_for("--mode", mode, *given).lr == lr
 
 
 @pytest.mark.parametrize("n_layer, lr", [(5, 3e-3), (6, 8e-5)])
-def test_a_base_is_small_below_50_million_parameters(parse, tmp_path, monkeypatch, n_layer, lr):
+def test_a_base_is_small_below_50_million_parameters(tmp_path, monkeypatch, n_layer, lr):
     # A layer has 12 n^2 + 13 n, of which 5 and the embeddings are 46.7, 6 are 53.8 million.
-    n_embd = 768
-    n_vocab = 13_900
-    config = GPT2Config(n_vocab, 1024, n_embd, 12, n_layer)
-    monkeypatch.setattr(train, "load_config", lambda folder: config)
-    total = (n_vocab + 1024) * n_embd + n_layer * (12 * n_embd**2 + 13 * n_embd) + 2 * n_embd
+    sizes = {"n_vocab": 13_900, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": n_layer}
+    monkeypatch.setattr("support.settings.read_config", lambda source: sizes)
+    total = (13_900 + 1024) * 768 + n_layer * (12 * 768**2 + 13 * 768) + 2 * 768
     assert (total < 50_000_000) == (n_layer == 5) and abs(total - 50_000_000) < 4_000_000
-    assert parse("--mode", "prefix", "--model", tmp_path).lr == lr
+    assert settings_for("--mode", "prefix", "--model", tmp_path).lr == lr
 
 
 def test_a_run_of_a_copy_of_tiny_says_its_learning_rate(copy_of_tiny, small_data,
@@ -582,32 +583,23 @@ def test_a_run_of_a_copy_of_tiny_says_its_learning_rate(copy_of_tiny, small_data
 
 
 def test_folders_that_are_called_like_a_model_or_a_data_set_do_not_take_its_place(
-        tmp_path, monkeypatch, parse, only_training):
+        tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("tiny", "gpt2", "gpt2-medium", "sample", "e2e"):
+    for name in ("tiny", "gpt2", "sample", "e2e"):
         (tmp_path / name).mkdir()
     for model in ("tiny", "gpt2"):
         for data in ("sample", "e2e"):
-            args = parse("--mode", "prefix", "--model", model, "--data", data)
-            ((folder, kept),) = train.single_runs(args).items()
+            runs = parsed("--mode", "prefix", "--model", model, "--data", data, "--lr", 1)
+            ((folder, kept),) = runs.items()
             assert (kept.model, kept.data) == (model, data)
-            assert str(folder) == f"runs/prefix-{model}-{data}"
-    line = {"loss": 1.0, "steps": 1, "tokens": 1, "seconds": 1.0, "peak_memory": None}
-    monkeypatch.setattr(train, "train", lambda *args: [line])  # it trains on nothing
-    done = train_here("sample", "run")
-    assert done.error is None, done.error
-    kept = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (kept["model"], kept["data"]) == ("tiny", "sample")
-    adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == str((ROOT / "models" / "tiny").resolve())
+            assert folder == f"runs/prefix-{model}-{data}"
 
 
-def test_other_folders_are_kept_as_paths_that_hold_from_everywhere(tmp_path, monkeypatch, parse,
-                                                                   copy_of_tiny):
+def test_other_folders_are_kept_as_paths_that_hold_from_everywhere(monkeypatch, copy_of_tiny):
     monkeypatch.chdir(copy_of_tiny.parent)
     (copy_of_tiny.parent / "rows").mkdir(exist_ok=True)
-    args = parse("--mode", "prefix", "--model", copy_of_tiny.name, "--data", "rows")
-    assert args.model == str(copy_of_tiny) and args.data == str(copy_of_tiny.parent / "rows")
+    kept = settings_for("--mode", "prefix", "--model", copy_of_tiny.name, "--data", "rows")
+    assert kept.model == str(copy_of_tiny) and kept.data == str(copy_of_tiny.parent / "rows")
 
 
 MISTAKES = [
@@ -620,7 +612,7 @@ MISTAKES = [
     (["--device", "warp"], "the device 'warp' cannot be used here"),
     (["--prefix-length", "500"], "more than the 512 that tiny has"),
     (["--resume"], "holds no run to go on with"),
-    (["--prefix-length", "3", "0"], "--prefix-length must be above 0 and finite, but is 3 0"),
+    (["--prefix-length", "3", "0"], "--prefix-length must be above 0 and finite, but is 0"),
     (["--prefix-length", "3", "3"], "--prefix-length 3 3: give each number once"),
     (["--seed", "0", "0"], "--seed 0 0: give each number once"),
     (["--seed", "1", "2", "1"], "--seed 1 2 1: give each number once"),
@@ -628,7 +620,7 @@ MISTAKES = [
     (["--mode", "finetune", "--prefix-length", "1", "2"], "fine-tuning has no prefix"),
     (["--mode", "finetune", "--prefix-words", "pub"], "fine-tuning has no prefix"),
     (["--mode", "finetune", "--prefix-form=direct"],
-     "--prefix-form=direct: fine-tuning has no prefix"),
+     "--prefix-form: fine-tuning has no prefix"),
 ]
 
 
@@ -683,13 +675,9 @@ def test_a_model_whose_tokenizer_ends_texts_with_another_token_is_refused(tmp_pa
     assert "<|endoftext|> is token 4095 of the vocabulary, but the model ends with 7" in done.error
 
 
-def test_the_demo_is_a_set_of_defaults_that_others_overrule(monkeypatch):
-    def parsed(*arguments):
-        monkeypatch.setattr("sys.argv", ["train.py", *arguments])
-        return train.parse_arguments()
-
-    prefix = parsed("--demo", "--mode", "prefix")
-    assert (prefix.model, prefix.data, prefix.out) == ("tiny", "sample", "runs/demo/prefix")
-    assert (prefix.prefix_form, prefix.prefix_length, prefix.lr) == ("direct", [50], 0.1)
-    tuned = parsed("--mode", "finetune", "--demo", "--lr", "0.5")
-    assert (tuned.out, tuned.epochs, tuned.lr) == ("runs/demo/finetune", 2, 0.5)
+def test_the_demo_is_a_set_of_defaults_that_others_overrule():
+    ((folder, prefix),) = parsed("--demo", "--mode", "prefix").items()
+    assert (prefix.model, prefix.data, folder) == ("tiny", "sample", "runs/demo/prefix")
+    assert (prefix.prefix_form, prefix.prefix_length, prefix.lr) == ("direct", 50, 0.1)
+    ((folder, tuned),) = parsed("--mode", "finetune", "--demo", "--lr", "0.5").items()
+    assert (folder, tuned.epochs, tuned.lr) == ("runs/demo/finetune", 2, 0.5)
