@@ -2,11 +2,13 @@
 
 import json
 import re
+from contextlib import contextmanager
 
 import pytest
 from conftest import run_here
 
 import compare
+from support import drawing
 from support.files import InputError, sha256
 
 
@@ -24,7 +26,7 @@ def write_run(folder, bleu, **settings):
              "peak_memory": 2**30}
     log = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "validation_loss": 2.5}]
     (folder / "run.json").write_text(json.dumps(defaults | settings))
-    (folder / "scores.json").write_text(json.dumps(scores | {"costs": costs}))
+    (folder / "scores.json").write_text(json.dumps(scores | {"costs": costs, "signature": {}}))
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
     return folder
 
@@ -149,24 +151,33 @@ def test_what_is_trained_and_kept_stands_beside_the_scores(tmp_path):
     assert len(head) == len(of_prefix) == len(tuned)
 
 
+def write_sentences(folder, tables, outputs, references):
+    """The other files of a run; scores.json knows them."""
+    files = {"tables.txt": "\n".join(tables) + "\n", "outputs.txt": "\n".join(outputs) + "\n",
+             "references.txt": "\n\n".join(references) + "\n"}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    scores = json.loads((folder / "scores.json").read_text())
+    signature = {"files": {name: sha256(folder / name) for name in files}}
+    (folder / "scores.json").write_text(json.dumps(scores | {"signature": signature}))
+
+
 def test_each_run_and_a_person_are_shown_on_the_same_tables_spread_over_the_test_set(tmp_path):
-    lines = "A||One", "A||Uno", "B||Two", "C||Three", "D||Four"
-    text = "".join(f"name : {line} .\n" for line in lines)
-    (tmp_path / "src1_test.txt").write_text(text, encoding="utf-8")
-    folders = [write_run(tmp_path / name / "run", 0.5, data=str(tmp_path)) for name in ("x", "y")]
-    for folder in folders:
-        says = "abcd" if folder == folders[0] else "efgh"
-        (folder / "outputs.txt").write_text("\n".join(says) + "\n", encoding="utf-8")
-    blocks = compare.format_sentences(folders, tmp_path, 2).split("\n\n")
+    folders, tables = [write_run(tmp_path / name / "run", 0.5) for name in "xy"], [*"ABCD"]
+    for folder, says in zip(folders, ("abcd", "efgh")):
+        write_sentences(folder, tables, says, ["One .\nUno .", "Two .", "Three .", "Four ."])
+    blocks = compare.format_sentences(folders, 2).split("\n\n")
     shown = [[line.split(maxsplit=1) for line in block.replace("a person", "person").splitlines()]
              for block in blocks]
     x, y = map(str, folders)
-    assert shown == [[["table", "name : A"], [x, "a"], [y, "e"], ["person", "One ."]],
-                     [["table", "name : C"], [x, "c"], [y, "g"], ["person", "Three ."]]]
+    assert shown == [[["table", "A"], [x, "a"], [y, "e"], ["person", "One ."]],
+                     [["table", "C"], [x, "c"], [y, "g"], ["person", "Three ."]]]
     done = run_here(compare.main, *folders, "--out", tmp_path, "--tables", 9)
-    assert done.error is None
-    assert re.findall("name : .", done.stdout) == [f"name : {name}" for name in "ABCD"]
+    assert done.error is None and re.findall("(?m)^table +(.)$", done.stdout) == tables
     assert "--tables must be" in run_here(compare.main, *folders, "--tables", "-1").error
+    write_sentences(folders[1], [*"ABCE"], "efgh", "1234")
+    assert f"{y} describes other tables than {x}" in run_here(
+        compare.main, *folders, "--tables", 1).error
 
 
 def test_a_folder_of_runs_stands_for_its_runs(tmp_path):
@@ -183,32 +194,36 @@ def test_a_folder_of_runs_stands_for_its_runs(tmp_path):
     assert f"{several[1]} is left out: it holds no scores (yet)" in done.stderr
 
 
-def test_outputs_that_are_not_there_or_of_other_tables_are_told(tmp_path):
-    with pytest.raises(InputError, match="outputs.txt is missing: .* holds no finished run"):
-        compare.read_sentences(tmp_path, 2, "e2e")
-    (tmp_path / "outputs.txt").write_text("A pub .", encoding="utf-8")  # as an editor may leave it
-    assert compare.read_sentences(tmp_path, 1, "e2e") == ["A pub ."]
-    (tmp_path / "outputs.txt").write_bytes(b"\xff\n")
-    with pytest.raises(InputError, match="outputs.txt is damaged"):
-        compare.read_sentences(tmp_path, 1, "e2e")
-    (tmp_path / "outputs.txt").write_text("A pub .\n", encoding="utf-8")
-    assert compare.read_sentences(tmp_path, 1, "e2e") == ["A pub ."]
-    with pytest.raises(InputError, match="has 1 lines for the 2 tables of e2e"):
-        compare.read_sentences(tmp_path, 2, "e2e")
-    (tmp_path / "src1_test.txt").write_text("name : A||A .\n")
-    signature = {"test_sha256": sha256(tmp_path / "src1_test.txt")}
-    (tmp_path / "scores.json").write_text(json.dumps({"signature": signature}))
-    assert compare.read_sentences(tmp_path, 1, tmp_path) == ["A pub ."]
-    (tmp_path / "src1_test.txt").write_text("name : B||B .\n")
-    with pytest.raises(InputError, match="describes other tables than .*src1_test.txt holds now"):
-        compare.read_sentences(tmp_path, 1, tmp_path)
+@pytest.mark.parametrize("name", ["tables.txt", "outputs.txt", "references.txt", "log.jsonl"])
+def test_files_that_scores_json_was_not_made_with_are_refused(tmp_path, name):
+    folder = write_run(tmp_path / "run", 0.5)
+    write_sentences(folder, "AB", "ab", "12")
+    scores = json.loads((folder / "scores.json").read_text())
+    scores["signature"]["files"]["log.jsonl"] = sha256(folder / "log.jsonl")
+    (folder / "scores.json").write_text(json.dumps(scores))
+    assert run_here(compare.main, folder, "--tables", 2, "--out", tmp_path).error is None
+    content = (folder / name).read_bytes()
+    for damaged in (content[:-2], content.replace(b"1", b"2"), None):
+        if damaged is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(damaged + b"x")
+        assert f"{folder / name} is not what {folder / 'scores.json'} was made with" in run_here(
+            compare.main, folder, "--tables", 2, "--out", tmp_path).error
 
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are drawn in this test, in place of their files."""
+    """The axes of the figures that are drawn in this test."""
     drawn = []
-    monkeypatch.setattr(compare, "save_figure", lambda figure, path: drawn.append(figure))
+
+    @contextmanager
+    def noted(path, real=drawing.figure_at):
+        with real(path) as (figure, axes):
+            yield figure, axes
+            drawn.append(axes)
+
+    monkeypatch.setattr(drawing, "figure_at", noted)
     return drawn
 
 
@@ -219,7 +234,7 @@ def test_the_curve_has_a_line_for_each_setting_and_a_point_for_each_length(tmp_p
                                        prefix_form=form))
             for number, (bleu, length, form) in enumerate(kinds)]
     compare.draw_curve(compare.group_runs(runs), tmp_path / "curve.png")
-    (axes,) = figures[0].axes
+    (axes,) = figures
     drawn = {bars.get_label(): (*map(list, bars.lines[0].get_data()),
                                 bars.lines[2][0].get_segments())
              for bars in axes.containers}
@@ -235,19 +250,31 @@ def test_of_each_runs_losses_those_of_training_are_a_line_and_those_of_validatio
     groups = compare.group_runs(write_runs(tmp_path, [{}, {}, {"mode": "finetune"}]))
     logs = {label: [run.log for run in runs] for label, runs in groups.items()}
     compare.draw_losses(logs, tmp_path / "losses.png")
-    (axes,) = figures[0].axes
+    (axes,) = figures
     drawn = [(line.get_marker(), [*zip(*line.get_data())]) for line in axes.lines]
     assert drawn == 3 * [("None", [(1, 3.0), (2, 2.0)]), ("o", [(2, 2.5)])]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(groups)
 
 
-def test_a_size_that_is_no_number_is_told(tmp_path):
-    folder = write_run(tmp_path / "run", 0.5)
-    scores = json.loads((folder / "scores.json").read_text())
-    scores["costs"]["trained"] = "many"
-    (folder / "scores.json").write_text(json.dumps(scores))
-    with pytest.raises(InputError, match="scores.json is damaged"):
-        compare.read_run(folder)
+def test_a_size_that_is_no_number_is_told_and_one_of_0_is_shown(tmp_path):
+    folders = [write_run(tmp_path / name, 0.5) for name in "ab"]
+    scores = json.loads((folders[0] / "scores.json").read_text())
+    for value, message in (("many", "scores.json is damaged"), (0, None)):
+        scores["costs"] |= {"trained": value, "seconds_per_step": value}
+        (folders[0] / "scores.json").write_text(json.dumps(scores))
+        error = run_here(compare.main, *folders, "--out", tmp_path).error
+        assert message in error if message else error is None
+
+
+def test_a_setting_that_no_run_has_is_refused(tmp_path):
+    folder = write_run(tmp_path / "run", 0.5, notes=[1])
+    assert "notes is '[1]', which no run has" in run_here(compare.main, folder).error
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path, figures):
+    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    drawing.draw_losses({"a$_$": [log]}, tmp_path / "losses.png")
+    assert figures[0].get_legend().get_texts()[0].get_text() == r"a\$_\$"
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path):

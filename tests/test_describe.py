@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import DECODER, ROOT, assert_close, hugging_face_loss, run_here, run_python
+from conftest import DECODER, ROOT, assert_close, hugging_face_loss, run_here, run_python, start_warm
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
@@ -18,8 +18,8 @@ import metrics
 import train
 from support.files import InputError
 from describe import PUBLISHED, Run, describe_tables, load_run
-from e2e_data import (SRC1_NAMES, ZIP_NAME, data_file, encode_example, encode_table,
-                      group_by_table, read_split)
+from e2e_data import encode_example, encode_table, group_by_table, read_examples
+from support.reading import SRC1_NAMES, ZIP_NAME, split_path
 from gpt2 import load_model, load_tokenizer
 
 TINY = ROOT / "models" / "tiny"
@@ -33,9 +33,13 @@ def folder(request):
     return request.getfixturevalue(request.param)[0]
 
 
+def split(folder, name):
+    return [example for _, example in read_examples(folder, name)]
+
+
 @pytest.fixture
 def tables(small_data):
-    return list(group_by_table(read_split(small_data, "test")))
+    return list(group_by_table(split(small_data, "test")))
 
 
 def opened_by_others(folder):
@@ -97,7 +101,7 @@ def test_what_others_open_has_the_last_validation_loss_of_the_training(folder, s
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [entry["validation_loss"] for entry in log if "validation_loss" in entry]
     tokenizer = load_tokenizer("tiny")
-    encoded = [encode_example(tokenizer, *example) for example in read_split(small_data, "valid")]
+    encoded = [encode_example(tokenizer, *example) for example in split(small_data, "valid")]
     loss = hugging_face_loss(opened_by_others(folder), encoded).item()
     assert loss == pytest.approx(losses[-1], rel=1e-4) and abs(losses[-1] - losses[0]) > 0.05
 
@@ -143,9 +147,10 @@ def test_decoding_the_test_set_anew_gives_the_same_files(prefix_run, small_data,
     done = run_here(describe.main, folder, "--data", small_data, *DECODER, "--device", "cpu",
                     "--out", tmp_path)
     assert done.error is None and "prefix, tiny, small" in done.stdout
-    for name in ("outputs.txt", "references.txt"):
+    for name in ("tables.txt", "outputs.txt", "references.txt"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     old, new = (json.loads((where / "scores.json").read_text()) for where in (folder, tmp_path))
+    del old["signature"]["files"]["log.jsonl"]
     assert old["signature"] == new["signature"] | {"data": old["signature"]["data"]}
     assert all(old[name] == new[name] for name in metrics.METRICS) and new["costs"] is None
     both = [compare.read_run(where) for where in (folder, tmp_path)]
@@ -156,7 +161,7 @@ def test_decoding_the_test_set_anew_gives_the_same_files(prefix_run, small_data,
 def test_outputs_and_references_are_in_the_order_of_the_tables_and_give_the_scores_again(
         prefix_run, small_data):
     folder, done = prefix_run
-    groups = list(group_by_table(read_split(small_data, "test")).values())
+    groups = list(group_by_table(split(small_data, "test")).values())
     references = metrics.read_references(folder / "references.txt")
     outputs = metrics.read_outputs(folder / "outputs.txt")
     assert references == groups and len(outputs) == len(groups)
@@ -222,7 +227,7 @@ def test_scores_on_any_other_references_stand_alone_and_it_is_said_that_they_are
     text = printed(tmp_path)
     assert not any(name in text for name in PUBLISHED)
     assert "tokenised references of src1_test.txt" in text and NOT_COMPARABLE in text
-    assert str(data_file(tmp_path, "test")) in text.splitlines()[-1]
+    assert str(split_path(tmp_path, "test")) in text.splitlines()[-1]
 
 
 def test_the_papers_files_beside_the_official_release_are_what_is_scored(shared, printed, tmp_path):
@@ -248,7 +253,33 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path, prefix_run):
     assert "holds neither a run nor a model" in done.error
     shutil.copy(prefix_run[0] / "run.json", tmp_path)
     done = run_here(describe.main, tmp_path, TABLE)
-    assert "its training has not ended" in done.error and "--resume" in done.error
+    assert "has no adapter_model.safetensors yet" in done.error and "--resume" in done.error
+    (tmp_path / "several").mkdir()
+    shutil.copytree(prefix_run[0], tmp_path / "several" / "one")
+    assert f"give one of them, such as {tmp_path / 'several' / 'one'}" in run_here(
+        describe.main, tmp_path / "several", TABLE).error
+
+
+def test_weights_of_which_one_bit_is_another_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    (path,) = (tmp_path / "run").glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x40
+    path.write_bytes(content)
+    assert str(path) in run_here(describe.main, tmp_path / "run", TABLE).error
+
+
+def test_of_two_that_write_one_folder_one_is_refused(small_data, tmp_path):
+    both = [start_warm("describe.py", "tiny", "--data", small_data, *DECODER, "--device", "cpu",
+                       "--out", tmp_path / "out") for _ in range(2)]
+    both = sorted((process.wait() for process in both), key=lambda done: done.returncode)
+    assert [done.returncode for done in both] == [0, 1], both
+    assert "is being written by another process" in both[1].stderr or "holds other files" in \
+        both[1].stderr
+
+
+def test_no_table_is_told():
+    assert "there is no table" in run_here(describe.main, "tiny").error
 
 
 def test_a_prefix_for_another_shape_of_model_is_refused(prefix_run, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import hugging_face_twin, random_model, random_past, random_prompts, run_python
+from conftest import hugging_face_twin, random_model, random_past, random_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ from describe import (
 )
 from gpt2 import GPT2Config, generate, load_both, load_model, save_model
 from prefix import Prefix, save_prefix, stack_pasts
-from support.run_folder import Settings
+from support.settings import Settings
 
 N_VOCAB, EOS = 50, 49
 TABLES = [
@@ -246,13 +246,17 @@ def test_what_is_drawn_behind_a_prefix_is_drawn_from_the_whole_text_behind_it(se
     assert ours == truth
 
 
-def test_at_a_temperature_near_0_the_likeliest_is_drawn():
+@pytest.mark.parametrize("temperature", [0, 1e-6])
+def test_at_a_temperature_of_0_or_near_it_the_likeliest_is_drawn(temperature):
     model, past = model_that_ends(6), random_past(model_that_ends(6).config, 3, 1, 6)
     ((best,),) = beam_search(model, [[5, 9]], past, num_beams=1, max_new_tokens=9)
-    assert (
-        list(generate(model, [5, 9], 9, 1e-6, torch.Generator().manual_seed(0), past=past))
-        == best.tokens
-    )
+    generator = torch.Generator().manual_seed(0)
+    assert list(generate(model, [5, 9], 9, temperature, generator, past=past)) == best.tokens
+
+
+def test_the_command_draws_at_a_temperature_of_0_what_one_beam_finds(described):
+    short = ["tiny", TABLES[0], "--max-new-tokens", 12, "--device", "cpu"]
+    assert described(*short, "--temperature", 0) == described(*short, "--num-beams", 1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -318,20 +322,20 @@ def test_describing_with_each_gives_what_each_alone_gives_in_any_batch_size(runs
     assert alone == [sentence for sentence, _ in truth[runs[0]]]
 
 
-def test_the_command_prints_a_line_for_each_table_and_run_or_the_surest(runs, described):
-    runs = [runs[0], runs[2], runs[1]]  # so that what is picked stands neither first nor last
+def test_the_command_prints_a_line_for_each_table_and_run(runs, described):
     truth = singles(runs)
-    command = [runs[0], *OPTIONS, *TABLES, "--with", *runs[1:]]
-    assert described(*command) == [
+    assert described(runs[0], *OPTIONS, *TABLES, "--with", *runs[1:]) == [
         f"{source}\t{truth[source][i][0]}" for i in range(3) for source in runs
     ]
-    picked = [max(runs, key=lambda source: truth[source][i][1]) for i in range(3)]
-    assert set(picked) != {runs[0]} and set(picked) != {runs[2]}
-    done = run_python("describe.py", *command, "--pick")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        f"{source}\t{truth[source][i][0]}" for i, source in enumerate(picked)
-    ]
+
+
+def test_a_base_of_several_prefixes_is_loaded_and_hashed_once(runs, monkeypatch):
+    called = []
+    for name in ("load_both", "fingerprints"):
+        monkeypatch.setattr(describe, name, lambda *given, name=name, real=getattr(describe, name):
+                            called.append(name) or real(*given))
+    load_runs(runs, "cpu")
+    assert called == ["load_both", "fingerprints"]
 
 
 def test_runs_of_another_base_or_dtype_or_without_a_prefix_are_refused(runs, tmp_path):
@@ -350,30 +354,7 @@ def test_runs_of_another_base_or_dtype_or_without_a_prefix_are_refused(runs, tmp
     shutil.copytree(runs[1], lowered)
     write_json(
         lowered / "run.json",
-        asdict(
-            Settings(
-                "prefix",
-                "tiny",
-                "sample",
-                1,
-                0.1,
-                1,
-                0,
-                None,
-                "last",
-                2,
-                "direct",
-                None,
-                None,
-                1.0,
-                None,
-                0,
-                "bfloat16",
-                5,
-                1.0,
-                100,
-            )
-        ),
+        asdict(Settings("prefix", "tiny", "sample", lr=0.1, dtype="bfloat16")),
     )
     for source in (other, lowered, "tiny"):
         for sources in ([runs[0], source], [runs[0], runs[2], source]):
@@ -390,7 +371,6 @@ def test_runs_of_another_base_or_dtype_or_without_a_prefix_are_refused(runs, tmp
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--pick"], "error: --pick goes with --with"),
         (["--seed", "3"], "error: --seed goes with --temperature"),
         (["--out", "x"], "error: --out goes with --data"),
         (["--with", "tiny", "--data", "sample"], "--data: not allowed with argument --with"),
@@ -474,65 +454,3 @@ def test_the_three_lines_in_the_docstring_describe_a_table(runs):
     exec(lines.replace("runs/demo/prefix", str(runs[0])), values)
     (sentence,) = values["sentences"]
     assert isinstance(sentence, str)
-
-
-# --------------------------------------------------------------------------------------------------
-# Programs beside
-# --------------------------------------------------------------------------------------------------
-
-
-def write_data(folder, tables):
-    folder.mkdir()
-    (folder / "src1_test.txt").write_text(
-        "".join(f"{table}||A sentence . \n" for table in tables), encoding="utf-8"
-    )
-    return folder
-
-
-def test_the_share_of_right_picks_is_that_of_single_searches(runs, tmp_path, monkeypatch, capsys):
-    from experiments import picking
-
-    x = [f"name : {name} | Type : pub" for name in ("Zizzi", "Aromi", "Loch Fyne", "Cotto")]
-    y = [f"title : {name} | year : 19{i}" for i, name in enumerate(("Amber", "Blue Moon", "Stone"))]
-    sources = runs[::2]
-    expected = {}
-    for source, tables in zip(sources, (x, y)):
-        truth = singles(sources, tables)
-        picked = [max(sources, key=lambda one: truth[one][i][1]) for i in range(len(tables))]
-        expected[source] = picked.count(source)
-    command = [
-        "--runs",
-        *sources,
-        "--data",
-        write_data(tmp_path / "x", x),
-        write_data(tmp_path / "y", y),
-        *OPTIONS,
-    ]
-    monkeypatch.setattr("sys.argv", ["picking.py", *map(str, command)])
-    picking.main()
-    _, *rows, total = capsys.readouterr().out.splitlines()
-    for row, source, n in zip(rows, sources, (4, 3)):
-        assert row.split()[1:3] == [str(n), f"{expected[source] / n:.1%}"]
-    assert total.split() == ["all", "7", f"{sum(expected.values()) / 7:.1%}"]
-
-
-def test_the_benchmark_of_many_prefixes_prints_three_ways_that_write_the_same():
-    done = run_python(
-        "-m", "experiments.bench.many",
-        "--model",
-        "tiny",
-        "--tasks",
-        2,
-        "--tables",
-        2,
-        "--rounds",
-        1,
-        "--max-new-tokens",
-        3,
-        "--device",
-        "cpu",
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if "times as long" in line]
-    assert [row[:10].strip() for row in rows] == ["one batch", "one by one", "PEFT"]
-    assert all("4 of 4 sentences are the same" in row for row in rows)
