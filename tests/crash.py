@@ -166,8 +166,7 @@ def start(arguments, out, says, n=None, signal_number=signal.SIGKILL):
         status = 0
         sys.__stderr__.write(f"operations: {' '.join(operations.kinds)}\n")
     except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1
-        sys.__stderr__.write(f"{error.code}\n")
+        status = error.code
     except BaseException:
         traceback.print_exc()
     finally:

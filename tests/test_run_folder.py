@@ -1,7 +1,9 @@
 """A run's folder: nothing overwritten, nothing changed unseen, nothing lost or half-written."""
 
+import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -77,7 +79,7 @@ def test_neither_the_base_nor_the_data_can_be_the_runs_folder(command, base, dat
     folder = {"base": base, "data": data}[what]
     before = contents(folder)
     for arguments in ((), ("--resume",), ("--seed", "0", "1")):
-        with pytest.raises(InputError, match="holds (the base or the data|no run)"):
+        with pytest.raises(InputError, match="holds (the base or the data|other files already|no run)"):
             command(*arguments, mode="finetune", out=folder.name, model=base)
         assert contents(folder) == before
 
@@ -280,20 +282,70 @@ def test_a_learning_rate_that_is_far_too_high_ends_in_one_sentence(command, tmp_
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_damaged_training_state_is_told(command, monkeypatch, tmp_path):
+def test_a_damaged_training_state_or_one_of_another_run_is_told(command, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         stop_training(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             command()
     path = tmp_path / "run" / "training.pt"
-    sound = path.read_bytes()
+    sound, state = path.read_bytes(), torch.load(path, weights_only=True)
     for damaged in (sound[:-1], sound[: len(sound) // 2], b"",
                     bytes([*sound[:9999], sound[9999] ^ 4, *sound[10000:]])):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="training.pt is damaged"):
             command("--resume")
+    optimizer = state["optimizer"] | {"state": {}}
+    for change, message in (
+            ({"step": 9}, "is damaged.*its step is 9, of 2"), ({"log": []}, "is damaged.*its log"),
+            ({"trained": {}}, "is damaged"), ({"optimizer": optimizer}, "is damaged"),
+            ({"run": state["run"] | {"seed": 5}}, "was started with seed 5, not 0")):
+        torch.save(state | change, path)
+        with pytest.raises(InputError, match=f"training.pt {message}"):
+            command("--resume")
     path.write_bytes(sound)
     command("--resume")
+    assert not path.exists()
+
+
+def test_a_run_goes_on_where_its_base_and_data_lie_elsewhere_now(command, base, data, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_training(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            command(model=base)
+    moved = shutil.move(data, data.parent / "moved"), shutil.move(base, base.parent / "base2")
+    folder = command("--resume", "--data", moved[0], model=moved[1])
+    assert (folder / "scores.json").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_said_and_is_not_another_process(
+        tmp_path, monkeypatch, capsys, number):
+    def acquire(self):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with claim(tmp_path):
+        assert f"the disk of {tmp_path} has no locks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, number, may_go_on", [
+    ("replace", errno.EPERM, False), ("fsync", errno.ENOSPC, False), ("fsync", errno.EINVAL, True)])
+def test_a_disk_that_cannot_rename_or_flush(tmp_path, monkeypatch, name, number, may_go_on):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, name, refuse)
+    if may_go_on:
+        write_text(tmp_path / "file", "whole")
+    else:
+        with pytest.raises(InputError, match=f"{tmp_path / 'file'} cannot be written"):
+            write_text(tmp_path / "file", "whole")
+    assert contents(tmp_path) == ({"file": b"whole"} if may_go_on else {})
+
+
+def test_a_warm_up_as_long_as_the_run_is_said(command, capsys):
+    command("--max-steps", 1, "--warmup-steps", 1)
+    assert "the learning rate rises for 1 steps, and there are 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -484,6 +536,31 @@ def test_a_name_that_is_not_utf_8_is_told_before_any_work(tmp_path, monkeypatch)
     assert "caf\\udce9' is not in UTF-8; rename it" in done.error and not any(tmp_path.iterdir())
     monkeypatch.setattr(os, "getcwd", lambda: f"/{name}")
     assert "is not in UTF-8" in run_here(describe.main, "tiny", "name : Cocum").error
+
+
+@pytest.mark.parametrize("arguments, stdout, status, message", [
+    (["prefix.py"], "closed", 0, ""), (["prefix.py"], "unread", 0, ""),
+    (["prefix.py"], "/dev/full", 1, "error: <stdout>: No space left on device\n")])
+def test_a_stream_that_goes_ends_a_command_that_only_prints(arguments, stdout, status, message):
+    done = into(stdout, *arguments)
+    assert (done.returncode, done.stderr) == (status, message)
+
+
+def into(stdout, *arguments):
+    """Runs Python cold, its output into a full disk, or where nobody reads it."""
+    target = {"closed": ">&-", "unread": "| true"}.get(stdout, f"> {stdout}")
+    line = "set -o pipefail; " + shlex.join([sys.executable, *map(str, arguments)])
+    return subprocess.run(["bash", "-c", f"{line} {target}"], cwd=ROOT, text=True,
+                          stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("stdout", ["unread", "/dev/full"])
+def test_a_training_whose_output_nobody_reads_goes_on_whatever_draws_figures(
+        tmp_path, data, monkeypatch, stdout):
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_module")  # Jupyter's, elsewhere
+    done = into(stdout, "train.py", "--mode", "prefix", "--model", "tiny", "--data", data,
+                "--epochs", 2, "--out", tmp_path / "run", *QUICK)
+    assert done.returncode == 0 and (tmp_path / "run" / "scores.json").exists(), done.stderr
 
 
 def test_errors_of_the_system_are_one_line(tmp_path):
