@@ -33,6 +33,8 @@ def read_settings(folder):
     names = [one.name for one in fields(Settings)]
     if missing := [name for name in (*names, "lr") if values.get(name, ...) is ...]:
         raise InputError(f"{path}: {missing[0]} is missing; it is damaged")
+    if values["mode"] == "finetune":
+        values["prefix_hidden"] = None  # older runs have a width there, of which nothing was made
     try:
         Settings(**{name: values[name] for name in names}).check()
     except InputError as error:

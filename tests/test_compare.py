@@ -17,7 +17,7 @@ def write_run(folder, bleu, **settings):
     folder.mkdir(parents=True)
     defaults = {"mode": "prefix", "model": "tiny", "data": "e2e", "prefix_length": 5,
                 "prefix_form": "network", "lr": 1e-3, "epochs": 5, "batch_size": 10,
-                "warmup_steps": 0, "max_examples": None, "keep": "last", "prefix_hidden": 512,
+                "warmup_steps": 0, "max_examples": None, "keep": "last", "prefix_hidden": None,
                 "prefix_words": None, "clip": 1.0, "max_steps": None, "dtype": "float32",
                 "num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100,
                 "seed": len(list(folder.parent.iterdir()))}
