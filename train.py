@@ -31,7 +31,7 @@ from support.files import InputError, command_line, run_command, sha256, write_j
 from support.processes import (add_up, check_one_folder, join, launched, rank, wait_for_all,
                                world_size)
 from support.reading import SPLITS, find_data, split_path
-from support.record import Record, best_epoch, costs_of_training, format_costs
+from support.record import Record, best_epoch, costs_in_words, costs_of_training
 from support.run_folder import check_folder, claim, fingerprints, is_finished
 from support.settings import DECODER, Settings, default_learning_rate, read_arguments
 from support.speed import wanted_logits
@@ -208,7 +208,7 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
         if settings.keep == "best":
             print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
         costs = {"trained": n_trained, "kept": kept} | costs_of_training(log)
-        print(format_costs(costs), flush=True)
+        print(costs_in_words(costs), flush=True)
         del model, prefix
         if rank() == 0:
             name = f"{settings.mode}, {Path(settings.model).name}, {Path(settings.data).name}"

@@ -196,7 +196,7 @@ def costs_of_training(log):
     }
 
 
-def format_costs(costs):
+def costs_in_words(costs):
     peak = costs["peak_memory"]
     return (f"trained in {costs['seconds'] / 60:.1f} minutes, {costs['seconds_per_step']:.3f} "
             f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
