@@ -209,8 +209,10 @@ def read_sentences(folder):
 
 def read_people(folder):
     """For each table of a run's tables.txt what people said of it, a list."""
-    check_sum(folder, "references.txt", read_json(Path(folder) / "scores.json"))
-    return metrics.read_references(Path(folder) / "references.txt")
+    folder = Path(folder)
+    check_sum(folder, "references.txt", read_json(folder / "scores.json"))
+    (corpus,) = metrics.read_corpora(folder / "references.txt", [folder / "outputs.txt"])
+    return corpus.references
 
 
 def format_sentences(folders, n):
