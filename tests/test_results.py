@@ -22,6 +22,7 @@ from beam import banned_tokens, beam_search
 from e2e_data import encode_table, read_split
 from experiments import draw as figures
 from experiments import lora, make, tables
+from experiments.bench import decoding
 from gpt2 import load_both
 from prefix import Prefix
 from support import drawing
@@ -195,7 +196,8 @@ def test_it_runs_what_is_not_finished_and_gathers_what_the_runs_tell(small_exper
     (small_experiment[1].folder / "scores.json").unlink()  # as if stopped before its end
     (tmp_path / "results" / "few.json").unlink()
     assert run_here(make.main, "--jobs", 1).error is None
-    assert json.loads((tmp_path / "results" / "few.json").read_text())["tuned"] == told["tuned"]
+    again = json.loads((tmp_path / "results" / "few.json").read_text())["tuned"]
+    assert again == told["tuned"] | {"minutes": again["minutes"]}
     first = small_experiment[0].folder / "scores.json"
     assert first.stat().st_mtime_ns == before[first]
     assert "--resume" not in first.parent.with_name("prefix.log").read_text()
@@ -628,6 +630,19 @@ def test_no_score_sees_an_untrue_value_as_it_sees_a_repetition():
         if scores["as it is"][name] is not None:
             assert scores["a value swapped"][name] > 0.8 * scores["as it is"][name]
             assert scores["said twice"][name] < scores["a value swapped"][name]
+
+
+def test_the_benchmark_of_decoding_compares_ways_that_write_the_same():
+    done = run_here(decoding.main, "--model", "tiny", "--tables", 4, "--max-new-tokens", 3,
+                    "--batch-sizes", 2, "--prefixes", 3, "--device", "cpu")
+    assert done.error is None, done.error
+    rows = [re.split("  +", line) for line in done.stdout.splitlines()
+            if re.search(r"\d of \d$", line)]
+    of_one, of_many = rows[:3], rows[3:]
+    assert [row[0] for row in of_one] == ["ours", "generate, 2 at a time", "generate, 1 at a time"]
+    assert [row[0].split(",")[0] for row in of_many] == [
+        "each row its prefix", "one prefix after the other", "PEFT"]
+    assert {row[-1] for row in of_one} == {"4 of 4"} and {row[-1] for row in of_many} == {"3 of 3"}
 
 
 def test_figures_that_there_are_not_are_told():
