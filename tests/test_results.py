@@ -87,7 +87,8 @@ def test_what_the_documents_say_of_the_experiment_in_words_agrees_with_its_resul
 
 def test_every_table_has_its_place_in_the_documents():
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in tables.DOCUMENTS)
-    assert MEASURED and all(f"<!-- results: {name} -->" in text for name in tables.TABLES)
+    measured = [name for name, (_, *parts) in tables.TABLES.items() if set(parts) <= set(MEASURED)]
+    assert measured and all(f"<!-- results: {name} -->" in text for name in measured)
 
 
 # --------------------------------------------------------------------------------------------------
