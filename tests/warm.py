@@ -42,15 +42,13 @@ def become(command):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background is deaf to it
     first, *sys.argv[1:] = command["arguments"]
     if first == "-m":
-        del sys.argv[0]  # runpy puts the module's file there
-        sys.argv.insert(1, "")
-        runpy.run_module(sys.argv.pop(0), run_name="__main__", alter_sys=True)
+        runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
     elif first == "-c":
         sys.argv[0] = "-c"
         exec(sys.argv.pop(1), {"__name__": "__main__"})
     else:
-        sys.argv[0] = first
-        runpy.run_path(str(ROOT / first), run_name="__main__")
+        program = first if os.path.exists(first) else str(ROOT / first)
+        runpy.run_path(program, run_name="__main__")  # which puts its path into sys.argv
 
 
 if __name__ == "__main__":
