@@ -10,7 +10,8 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
 
-from support.files import InputError, blaming_disk, move_into_place, progress_bar, sha256
+from support.files import (InputError, acquire, blaming_disk, move_into_place, progress_bar,
+                           sha256)
 
 STALLED = 20  # seconds without a byte
 TRIES, PAUSE = 4, 2  # answers in a row that bring nothing new; seconds between two
@@ -49,10 +50,10 @@ def alone(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
-        lock.acquire(timeout=0)
+        acquire(lock)
     except Timeout:
         print(f"{path.name} is being downloaded by another process; waiting", file=sys.stderr)
-        lock.acquire()
+        acquire(lock, timeout=-1)
     try:
         yield
     finally:

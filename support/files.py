@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]  # where models/ and data/ lie, wherever a command was started
 ASIDE = ".new-"  # folders that begin so hold what is being written
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system
 
 
 class InputError(ValueError):
@@ -168,6 +169,18 @@ def format_rows(rows):
 # --------------------------------------------------------------------------------------------------
 # Writing
 # --------------------------------------------------------------------------------------------------
+
+
+def acquire(lock, timeout=0):
+    """Acquires a FileLock; where its disk has no locks, says so and goes on. Raises filelock's
+    Timeout where another process has it for longer."""
+    try:
+        lock.acquire(timeout=timeout)
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        print(f"note: the disk of {Path(lock.lock_file).parent} has no locks ({first_line(error)});"
+              " see to it yourself that no other process writes there", file=sys.stderr)
 
 
 @contextmanager

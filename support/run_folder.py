@@ -5,22 +5,19 @@ describes a table, does so with the same. The run is finished once scores.json l
 there is no test set, loss.png.
 """
 
-import errno
 import hashlib
 import shutil
-import sys
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from support.files import ASIDE, InputError, blaming, read_json, sha256
+from support.files import ASIDE, InputError, acquire, blaming, read_json, sha256
 from support.processes import rank
 from support.settings import Settings
 
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def read_settings(folder):
@@ -103,19 +100,16 @@ def claim(folder):
     if rank() > 0:
         yield
         return
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        acquire(lock)
     except Timeout:
         raise InputError(f"{folder} is being written by another process; give another --out, or "
                          "wait for its end") from None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise InputError(f"{folder} cannot be written to ({error.strerror}); give another "
-                             "--out, a folder that can be") from None
-        print(f"note: the disk of {folder} has no locks ({error.strerror}); see to it yourself "
-              "that no other process writes there", file=sys.stderr)
+        raise InputError(f"{folder} cannot be written to ({error.strerror}); give another --out, a "
+                         "folder that can be") from None
     try:
         for leftover in folder.glob(f"{ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)

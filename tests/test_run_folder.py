@@ -18,6 +18,7 @@ from support import files as common
 import compare
 import describe
 import train
+from support.downloads import alone
 from support.files import InputError, printable, write_aside, write_json, write_text
 from gpt2 import load_both, load_model, load_tokenizer
 from prefix import load_prefix
@@ -321,11 +322,13 @@ def test_a_run_goes_on_where_its_base_and_data_lie_elsewhere_now(command, base, 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_disk_without_locks_is_said_and_is_not_another_process(
         tmp_path, monkeypatch, capsys, number):
-    def acquire(self):
+    def acquire(self, timeout):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("filelock.FileLock.acquire", acquire)
     with claim(tmp_path):
+        assert f"the disk of {tmp_path} has no locks" in capsys.readouterr().err
+    with alone(tmp_path / "file"):
         assert f"the disk of {tmp_path} has no locks" in capsys.readouterr().err
 
 
