@@ -13,9 +13,9 @@ import gc
 from collections.abc import Mapping, Set
 from contextlib import contextmanager
 
-from support.files import InputError
 from metrics import cider, meteor, mteval, ptb, rouge
 from metrics.files import read_corpora, read_outputs, read_references
+from support.files import InputError
 
 __all__ = ["METRICS", "Scorer", "evaluate", "format_table",
            "read_corpora", "read_outputs", "read_references"]

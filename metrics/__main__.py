@@ -10,8 +10,8 @@ from pathlib import Path
 if not __package__:  # started as `python /path/to/metrics`, which leaves out the folder above it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from support.files import InputError, run_command, write_aside  # noqa: E402
 from metrics import METRICS, Scorer, format_table, meteor, mteval, read_corpora  # noqa: E402
+from support.files import InputError, run_command, write_aside  # noqa: E402
 
 DESCRIPTION = """\
 Score outputs against references as the E2E NLG challenge does, without its Perl and Java.

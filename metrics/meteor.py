@@ -17,11 +17,11 @@ import re
 import string
 from collections import defaultdict
 
-from support.files import InputError
 from metrics import meteor_data
 from metrics.meteor_data import Lexicon, Paraphrases, ngrams
 from metrics.porter2 import stem
 from metrics.ptb import java_characters
+from support.files import InputError
 
 HOW_TO_GET = ("METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them "
               "with `python -m metrics.download`, or let METEOR_DATA name a folder that has them.")

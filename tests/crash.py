@@ -30,9 +30,9 @@ import matplotlib.figure  # noqa: E402, F401  # here, so that each fork has it a
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
-from support import files as common  # noqa: E402
 import metrics  # noqa: E402
 import train  # noqa: E402
+from support import files as common  # noqa: E402
 from support import record  # noqa: E402
 
 TRAIN = ["--model", "tiny", "--epochs", "2", "--batch-size", "4", "--num-beams", "2",

@@ -1,7 +1,7 @@
 """A finished run: what was trained is what was saved, describes the tables and is scored."""
 
-import itertools
 import dataclasses
+import itertools
 import json
 import shutil
 import zipfile
@@ -16,11 +16,11 @@ import compare
 import describe
 import metrics
 import train
-from support.files import InputError
 from describe import PUBLISHED, Run, describe_tables, load_run
 from e2e_data import encode_example, encode_table, group_by_table, read_examples
-from support.reading import SRC1_NAMES, ZIP_NAME, split_path
 from gpt2 import load_model, load_tokenizer
+from support.files import InputError
+from support.reading import SRC1_NAMES, ZIP_NAME, split_path
 
 TINY = ROOT / "models" / "tiny"
 BEAMS = {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 12}  # what DECODER says

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import describe
 from beam import beam_search
-from support.files import InputError, read_json, write_json
 from describe import (
     describe_tables,
     describe_with_each,
@@ -24,6 +23,7 @@ from describe import (
 )
 from gpt2 import GPT2Config, generate, load_both, load_model, save_model
 from prefix import Prefix, save_prefix, stack_pasts
+from support.files import InputError, read_json, write_json
 from support.settings import Settings
 
 N_VOCAB, EOS = 50, 49

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import metrics
-from support.files import InputError, sha256
 from metrics import download, meteor_data, porter2, ptb
 from metrics import meteor as meteor_module
 from metrics.meteor import EXACT, Meteor, Output, Pair, Reference, normalize, score
 from metrics.meteor_data import KNOWN, Lexicon, Paraphrases
+from support.files import InputError, sha256
 
 # On a busy machine a slow example is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

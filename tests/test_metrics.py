@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 import metrics
-from support.files import InputError, run_command
 from metrics import __main__ as main
 from metrics import mteval
+from support.files import InputError, run_command
 
 # On a busy machine a slow example is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

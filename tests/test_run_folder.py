@@ -14,15 +14,15 @@ import pytest
 import torch
 from conftest import ROOT, run_here, run_python, run_warm, start_warm
 
-from support import files as common
 import compare
 import describe
 import train
-from support.downloads import alone
-from support.files import InputError, printable, write_aside, write_json, write_text
 from gpt2 import load_both, load_model, load_tokenizer
 from prefix import load_prefix
+from support import files as common
 from support import record
+from support.downloads import alone
+from support.files import InputError, printable, write_aside, write_json, write_text
 from support.record import Record
 from support.run_folder import check_new, claim, fingerprints
 
