@@ -211,7 +211,8 @@ def read_people(folder):
     """For each table of a run's tables.txt what people said of it, a list."""
     folder = Path(folder)
     check_sum(folder, "references.txt", read_json(folder / "scores.json"))
-    (corpus,) = metrics.read_corpora(folder / "references.txt", [folder / "outputs.txt"])
+    (corpus,) = metrics.read_corpora(folder / "references.txt", [folder / "outputs.txt"],
+                                     any_text=True)
     return corpus.references
 
 

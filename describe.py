@@ -208,7 +208,8 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
         write_text(out / "references.txt", "\n".join(blocks))
         for name, lines in (("tables.txt", tables), ("outputs.txt", outputs)):
             write_text(out / name, "".join(f"{line}\n" for line in lines))
-        (corpus,) = metrics.read_corpora(out / "references.txt", [out / "outputs.txt"])
+        (corpus,) = metrics.read_corpora(out / "references.txt", [out / "outputs.txt"],
+                                         any_text=True)
         references, outputs = corpus.references, corpus.outputs
     scores = metrics.evaluate(references, outputs)
     if out is not None:

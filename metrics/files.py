@@ -8,6 +8,7 @@ whose lines would be taken for sentences, are refused.
 
 import csv
 import hashlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -23,12 +24,11 @@ REFERENCE_COLUMN = re.compile(r"trg|tgt|target|ref|human", re.IGNORECASE)
 # Pound signs and accents that lost their encoding on the way into the challenge's tables.
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
-# What is no list of sentences, by its name or by how it begins; and what stands between columns,
-# with one in how many lines must have it (a text may, now and then).
+# What is no list of sentences, by its name, or by what all of it is; tabs may stand in a text, now
+# and then: in a fifth of the lines they are columns.
 OTHER_FORMS = (".json", ".jsonl", ".sgm", ".sgml", ".xml", ".zip")
-BEGINNING = re.compile(r'[\[{]\s*(["{\[].*)?|<(\?xml|!doctype|mteval|(ref|src|tst)set)\b.*',
-                       re.IGNORECASE)
-BETWEEN_COLUMNS = (("||", "`||`", 1), ("\t", "tabs", 5))
+XML = re.compile(r"<(\?xml|!doctype|mteval|(ref|src|tst)set)\b", re.IGNORECASE)
+SRC1 = re.compile(r".* : .*\|\|.+")
 
 
 class Row(NamedTuple):
@@ -63,20 +63,23 @@ def read_references(path, outputs=None):
     return groups if by_source else _single(groups)
 
 
-def read_corpora(references, outputs):
+def read_corpora(references, outputs, any_text=False):
     """Read a file of references, once, and files of outputs: a Corpus for each of these.
 
     A group of references is paired with each output: by equal sources if both files are tables,
     else one after the other. In a table of references, all rows with the same source are a group,
     which stands where the first of them does.
+
+    any_text   whether lines that look like JSON, XML or columns are sentences all the same, as in
+               files that this project itself wrote
     """
-    read = _read_references(references)
-    return [_pair(references, read, path, _output_rows(path)) for path in outputs]
+    read = _read_references(references, any_text)
+    return [_pair(references, read, path, _output_rows(path, any_text)) for path in outputs]
 
 
-def _read_references(path):
+def _read_references(path, any_text=False):
     """Groups in the file's order, {source: its references} (empty for plain text), the SHA-256."""
-    lines, sha256 = _read_lines(path)
+    lines, sha256 = _read_lines(path, any_text)
     if not _is_table(path):
         return _groups(path, lines), {}, sha256
     by_source = {}
@@ -113,14 +116,14 @@ def _is_table(path):
     return str(path).lower().endswith((".csv", ".tsv"))
 
 
-def _output_rows(path):
-    lines, _ = _read_lines(path)
+def _output_rows(path, any_text=False):
+    lines, _ = _read_lines(path, any_text)
     if _is_table(path):
         return _rows(path, lines, OUTPUT_COLUMN)
     return [Row(number, "", line) for number, line in lines]
 
 
-def _read_lines(path):
+def _read_lines(path, any_text):
     """The lines of a UTF-8 file, stripped, as (number, line); and the file's SHA-256.
 
     The official script also cuts lines at the rarer of Unicode's line boundaries, such as U+2028.
@@ -145,7 +148,7 @@ def _read_lines(path):
             cuts.append(f"line {number}: U+{ord(line[-1]):04X}")
     if not lines:
         raise InputError(f"{path}: the file is empty; write one sentence a line")
-    if not _is_table(path):
+    if not (any_text or _is_table(path)):
         _check_form(path, [line for _, line in lines if line])
     if cuts:
         print(f"warning: {path}, {cuts[0]} ends a line there, as in the official script; if it "
@@ -156,15 +159,26 @@ def _read_lines(path):
 def _check_form(path, lines=()):
     """Raises InputError where lines hold more than sentences, all of which would be scored."""
     what = None
-    if str(path).lower().endswith(OTHER_FORMS) or lines and BEGINNING.fullmatch(lines[0]):
+    if str(path).lower().endswith(OTHER_FORMS) or lines and (
+            XML.match(lines[0]) or _is_json("\n".join(lines)) or all(map(_is_json, lines))):
         what = "JSON, XML or an archive"
-    for mark, name, share in BETWEEN_COLUMNS:
-        if lines and share * sum(mark in line for line in lines) >= len(lines):
-            what = f"columns with {name} between them"
+    elif lines and all(map(SRC1.fullmatch, lines)):
+        what = "columns with `||` between them"
+    elif 5 * sum("\t" in line for line in lines) >= len(lines) > 0:
+        what = "columns with tabs between them"
     if what:
         raise InputError(f"{path}: {what}, not sentences; write one sentence a line, a blank line "
                          "between groups of references (describe.py writes such files from data), "
                          "or a table named .csv or .tsv")
+
+
+def _is_json(text):
+    """Whether a text is an object of JSON, or a list of several lines."""
+    try:
+        value = text[:1] in ("{", "[") and json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return bool(value) and (isinstance(value, dict) or "\n" in text)
 
 
 def _groups(path, lines):

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, assert_close, run_python
+from conftest import ROOT, assert_close, run_python, weights_in
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel
@@ -208,11 +208,12 @@ def test_a_stopped_run_ends_as_one_that_was_not_and_opens_in_hugging_face(train_
         state = torch.load(stopped / "training.pt", weights_only=True)
         assert (state["stage"], state["step"]) == (stage, step)
     assert train_small(stopped) == 2
-    names = ("vocab.json", "merges.txt", "model.safetensors")
+    names, weights = ("config.json", "vocab.json", "merges.txt"), "model.safetensors"
     for folder in (whole, stopped):
-        assert {path.name for path in folder.iterdir()} == {"config.json", *names}
+        assert {path.name for path in folder.iterdir()} == {weights, *names}
     for name in names:
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
+    assert weights_in(whole / weights) == weights_in(stopped / weights)
     tokens = torch.tensor([load_tokenizer(whole).encode_ordinary(" area : north")])
     twin = GPT2LMHeadModel.from_pretrained(whole, dtype=torch.float32)
     with torch.no_grad():
