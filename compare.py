@@ -158,12 +158,12 @@ def score_rows(groups):
 
 def format_scores(groups):
     """A table of each group's scores, and of how many parameters it trains and keeps."""
-    sizes = [[*PARAMETERS.values()]]  # the cells behind each line of the scores, first its head
+    sizes = [[*PARAMETERS.values()]]  # the cells after each line of the scores, first its head
     for runs in groups.values():
         costs = runs[0].costs
         sizes.append([f"{costs[name]:,.0f}" if costs.get(name) else "-" for name in PARAMETERS])
         if len(runs) > 1:
-            sizes.append([])  # behind the spread
+            sizes.append([])  # after the spread
     scores = metrics.format_table(score_rows(groups)).splitlines()
     width = max(map(len, scores))
     return "\n".join(f"{line:<{width}}" + "".join(f"{cell:>20}" for cell in cells)

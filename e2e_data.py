@@ -139,7 +139,7 @@ def encode_table(tokenizer, table):
     """The prompt: the tokens of " " + table, in any form of `read_table`, then <|endoftext|>.
 
     The blank in front is GPT-2's own habit: its tokens for words within a text begin with a blank,
-    so "name" behind it is the same token wherever it stands. <|endoftext|> says that the table has
+    so "name" after one is the same token wherever it stands. <|endoftext|> says that the table has
     ended and the sentence begins; the model has met it between texts only, so it cannot be taken
     for a part of either.
     """

@@ -49,8 +49,8 @@ E2E_EXAMPLES = (  # made up, in the form of the training set
     f" friendly : yes{END} Zizzi is a family friendly coffee shop in the city centre . Its prices"
     f" are less than £ 20 .{END}",
     f" name : Green Man | food : Chinese | price : moderate | customer rating : low | near : All"
-    f" Bar One{END} Near All Bar One you can find Green Man , which has Chinese food in the moderate"
-    f" price range and a low customer rating .{END}")
+    f" Bar One{END} Near All Bar One you can find Green Man , which has Chinese food in the"
+    f" moderate price range and a low customer rating .{END}")
 SAMPLE_EXAMPLE = shlex.quote(
     f"{END} name : The Copper Kettle | Type : brasserie | food : vegetarian | area : seafront"
     f" | family friendly : yes{END} The Copper Kettle is a vegetarian brasserie on the seafront ."

@@ -16,7 +16,8 @@ PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}
 
 @contextmanager
 def figure_at(path, width=7, height=4):
-    """Gives (figure, axes) to draw on; saves the figure, whatever its format, after the block.
+    """Gives (figure, axes) to draw on; after the block the figure is saved as PNG, at a path or in
+    a file.
 
     Nothing is taken from the surroundings: no MPLBACKEND, which Jupyter sets for every command, and
     nobody's matplotlibrc. No pyplot: it would need a screen, and leave figures open.
