@@ -11,6 +11,9 @@ demo: .venv/installed
 test: .venv/installed-dev
 	.venv/bin/python -m pytest
 
+long: .venv/installed-dev
+	.venv/bin/python -m pytest -m long
+
 results: .venv/installed
 	.venv/bin/python -m experiments.make
 	.venv/bin/python -m experiments.tables
@@ -29,4 +32,4 @@ figures: .venv/installed
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: demo test results figures
+.PHONY: demo test long results figures
