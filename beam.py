@@ -32,7 +32,6 @@ class Hypothesis:
 class Search:
     """The state of one prompt's search; it begins with one empty beam."""
 
-    number: int  # which prompt it is
     beams: list = field(default_factory=lambda: [[]])  # tokens of those that go on, best first
     scores: list = field(default_factory=lambda: [0.0])  # their sums of log-probabilities
     finished: list = field(default_factory=list)  # the num_beams best hypotheses that have ended
@@ -91,22 +90,19 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length_penalty, banned)
     if batch_size < 1:
         raise InputError("the number of prompts at once must be at least 1")
-    results, device = [None] * len(prompts), model.wte.weight.device
-    banned = torch.tensor(list(banned), dtype=torch.long, device=device)
+    searches = [Search() for _ in prompts]
     # Prompts of similar lengths go together, so that there is little padding in a batch.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    options = {"desc": "decoding", "unit": " tables", "disable": not progress}
-    with progress_bar(total=len(prompts), **options) as bar:
+    with progress_bar(total=len(prompts), desc="decoding", unit=" tables",
+                      disable=not progress) as bar:
         for at in range(0, len(prompts), batch_size):
             batch = by_length[at : at + batch_size]
-            searches = [Search(number) for number in batch]
             its_past = past if n_pasts == 1 else [(key[batch], value[batch]) for key, value in past]
             search_batch(model, [prompts[i] for i in batch], its_past,
-                         [past_lengths[i] for i in batch], searches, num_beams, max_new_tokens,
-                         length_penalty, banned, bar)
-            for search in searches:
-                results[search.number] = search.finished
-    return results
+                         [past_lengths[i] for i in batch], [searches[i] for i in batch], num_beams,
+                         max_new_tokens, length_penalty, list(banned))
+            bar.update(len(batch))
+    return [search.finished for search in searches]
 
 
 def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length_penalty, banned):
@@ -131,7 +127,7 @@ def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length
 
 @torch.no_grad()
 def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_new_tokens,
-                 length_penalty, banned, bar):
+                 length_penalty, banned):
     """Runs `searches` to their ends, one for each of `prompts`.
 
     The beams of a search are so many queries against the keys and values of one row: those of the
@@ -175,7 +171,6 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
             grown_from.append(search.advance(best, length, is_last, model.config.eos_token,
                                              num_beams, length_penalty))
         rows = rows_that_stay([not grown for grown in grown_from])
-        bar.update(len(searches) - len(rows))
         if not rows:
             break
         if len(rows) < len(searches):
@@ -240,9 +235,9 @@ def main():
     P = past_length(past)
     check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,
                  banned)
-    search = WatchedSearch(0)
+    search = WatchedSearch()
     search_batch(model, [prompt], past, [P], [search], args.num_beams, args.max_new_tokens,
-                 args.length_penalty, banned, progress_bar(disable=True))
+                 args.length_penalty, banned)
     print(f"{args.table}\n\n  sum of log-probabilities, and what was written\n")
     print("\n".join(draw_tree(search, tokenizer)))
 

@@ -16,7 +16,7 @@ import argparse
 import math
 import platform
 import sys
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,41 +70,39 @@ def load_run(source, device="auto", base=None):
 
 
 def load_runs(sources, device="auto", base=None):
-    """Prefixes over one base: (one of the runs, {source: past} of all). A base is loaded once.
+    """Prefixes over one base, which is loaded once: (the first's run, {source: past} of all).
 
     A single source may be any run. Raises InputError.
     """
-    device, bases, pasts, kinds = pick_device(device), {}, {}, set()
-    for source in sources:
-        settings = read_source(source)
-        if settings["mode"] != "prefix":
-            if base is not None:
-                raise InputError(f"{source} is a whole model, to which no other base can be given")
-            if len(sources) > 1:
-                raise InputError(f"leave out {source}: it is no prefix for the same base and dtype")
-            model, tokenizer = load_both(source, device)
-            return Run(settings, tokenizer, model, None), {source: None}
-        named = settings["model"] = str(base or settings["model"])
-        if named not in bases:
-            try:
-                model_folder(named)
-            except InputError as error:
-                raise InputError(f"{source} needs the base that it was trained on: {error}; give "
-                                 "it with --model") from None
-            model, tokenizer = load_both(named, device)
-            bases[named] = model, tokenizer, fingerprints(model, tokenizer)
-        model, tokenizer, now = bases[named]
+    every, pasts = {source: read_source(source) for source in sources}, {}
+    first, settings = next(iter(every.items()))
+    for source, its in every.items():
+        is_alike = its["mode"] == "prefix" and its["dtype"] == settings["dtype"]
+        if len(every) > 1 and not is_alike:
+            raise InputError(f"leave out {source}: it is no prefix of the dtype that {first} has")
+    if settings["mode"] != "prefix":
+        if base is not None:
+            raise InputError(f"{first} is a whole model, to which no other base can be given")
+        model, tokenizer = load_both(first, pick_device(device))
+        return Run(settings, tokenizer, model, None), {first: None}
+    named = settings["model"] = str(base or settings["model"])
+    try:
+        model_folder(named)
+    except InputError as error:
+        raise InputError(f"{first} needs the base that it was trained on: {error}; give it with "
+                         "--model") from None
+    model, tokenizer = load_both(named, pick_device(device))
+    now = {"model": named} | fingerprints(model, tokenizer)
+    for source, its in every.items():
         pasts[source], made_from = load_past(source, model)
-        for name, value in now.items():
-            if base is None and made_from.get(name, value) != value:  # one that is given may differ
+        known = made_from or {"model": its["model"]}  # PEFT tells the name of a base, no more
+        for name, value in known.items():
+            if base is None and now.get(name, value) != value:  # one that is given may differ
                 raise InputError(
                     f"{source} was trained on another {name.removesuffix('_sha256')} than what "
-                    f"{named} holds now; bring that back, or use this one all the same with "
-                    f"--model {named}")
-        kinds.add((*now.values(), settings["dtype"]))
-        if len(kinds) > 1:
-            raise InputError(f"leave out {source}: it is no prefix for the same base and dtype")
-    return Run(settings, tokenizer, model, pasts[source]), pasts
+                    f"{named} holds now; bring that back, leave this out, or use what is there "
+                    f"all the same with --model {named}")
+    return Run(settings, tokenizer, model, pasts[first]), pasts
 
 
 def read_source(source):
@@ -138,30 +136,29 @@ def read_source(source):
 def describe_tables(run, tables, decoder=DECODER, batch_size=64, progress=False):
     """The best sentence for each table, in one line. `decoder`: settings as in DECODER."""
     mine = tables[rank() :: world_size()]  # of several processes each describes its share
-    found = search_tables(run, mine, run.past, decoder, batch_size, progress=progress)
-    return collect([sentence for sentence, _ in found])
+    return collect(search_tables(run, mine, run.past, decoder, batch_size, progress=progress))
 
 
 def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
-    """Yields {name: (sentence, score)} for each table, after each of `pasts`, {name: past}, all in
-    one batch."""
+    """Yields {name: sentence} for each table, after each of `pasts`, {name: past}, all in one
+    batch."""
     at_once = max(1, batch_size // len(pasts))
     for at in range(0, len(tables), at_once):
         some = tables[at : at + at_once]
         rows = [table for table in some for _ in pasts]
         past, past_lengths = stack_pasts([*pasts.values()] * len(some))
-        found = iter(search_tables(run, rows, past, decoder, batch_size, past_lengths))
-        yield from ({name: next(found) for name in pasts} for _ in some)
+        sentences = iter(search_tables(run, rows, past, decoder, batch_size, past_lengths))
+        yield from ({name: next(sentences) for name in pasts} for _ in some)
 
 
 def search_tables(run, tables, past, decoder, batch_size, past_lengths=None, progress=False):
-    """The best (sentence, score) for each table, after pasts as in `beam_search`."""
+    """The best sentence for each table, after pasts as in `beam_search`."""
     prompts = [encode_table(run.tokenizer, table) for table in tables]
     with autocast(run.model.wte.weight.device, run.settings["dtype"]):
         found = beam_search(run.model, prompts, past, **decoder,
                             banned=banned_tokens(run.model, run.tokenizer),
                             past_lengths=past_lengths, batch_size=batch_size, progress=progress)
-    return [(" ".join(run.tokenizer.decode(best.tokens).split()), best.score) for best, *_ in found]
+    return [" ".join(run.tokenizer.decode(best.tokens).split()) for best, *_ in found]
 
 
 def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max_new_tokens"]):
@@ -226,10 +223,9 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
 
     label = ", ".join((run.settings["mode"], Path(run.settings["model"]).name, Path(data).name))
     rows = [(label, scores)]
-    is_papers = test_file.name == SRC1_NAMES["test"] and is_known(test_file)
-    if is_papers:
-        for name, figures in PUBLISHED.items():
-            rows.append((name, dict(zip(metrics.METRICS, figures.split()))))
+    if test_file.name == SRC1_NAMES["test"] and is_known(test_file):
+        rows += [(name, dict(zip(metrics.METRICS, figures.split())))
+                 for name, figures in PUBLISHED.items()]
     print("\n" + metrics.format_table(rows))
     if scores["METEOR"] is None:
         print(metrics.meteor.HOW_TO_GET)
@@ -264,15 +260,14 @@ def main():
     add_device_arguments(parser)
     args = parser.parse_intermixed_args()
     check_arguments(args)
-    if args.data:
-        with claimed_new(args.out):
-            run = load_run(args.run, args.device, args.model)
-            if tell_unfinished([args.run]):
-                run.settings["unfinished"] = True  # so that it is no seed of a finished one
-            decoder = {name: getattr(args, name) for name in DECODER}
-            score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
-    else:
-        describe(args)
+    decoder = {name: getattr(args, name) for name in DECODER}
+    if not args.data:
+        return describe(args, decoder)
+    with claim(Path(args.out)) if args.out else nullcontext():
+        run = load_run(args.run, args.device, args.model)
+        if tell_unfinished([args.run]):
+            run.settings["unfinished"] = True  # so that it is no seed of a finished one
+        score_test_set(run, args.data, decoder, args.decode_batch_size, args.out)
 
 
 def check_arguments(args):
@@ -289,42 +284,28 @@ def check_arguments(args):
         raise InputError("give either tables or --data")
     if args.temperature and not 0.01 <= args.temperature <= 100:
         raise InputError("--temperature must be 0, or from 0.01 to 100")
+    if args.out:
+        check_new(Path(args.out), "the sentences and scores")
 
 
-@contextmanager
-def claimed_new(folder):
-    """Claims a new folder for sentences and scores, before any work; without one does nothing."""
-    if folder is None:
-        yield
-        return
-    what = "the sentences and scores"
-    check_new(Path(folder), what)
-    with claim(Path(folder)):
-        check_new(Path(folder), what)  # another process may have been quicker
-        yield
-
-
-def describe(args):
+def describe(args, decoder):
     """Prints a sentence for each table that was given, or one with each prefix."""
     tables = read_tables(args.tables)
     run, pasts = load_runs([args.run, *args.others], args.device, args.model)
     tell_unfinished(pasts)
-    decoder = {name: getattr(args, name) for name in DECODER}
     prompts = [encode_table(run.tokenizer, table) for table in tables]
     longest = max(map(past_length, pasts.values()))
     check_search(run.model, prompts, [longest] * len(prompts), **decoder,
                  banned=banned_tokens(run.model, run.tokenizer))
     if args.others:
-        for found in describe_with_each(run, pasts, tables, decoder, args.decode_batch_size):
-            for source, (sentence, _) in found.items():
-                print(f"{source}\t{sentence}")
-        return
-    if args.temperature is not None:
-        sentences = draw_sentences(run, tables, args.temperature, args.seed, args.max_new_tokens)
+        found = describe_with_each(run, pasts, tables, decoder, args.decode_batch_size)
+        lines = (f"{source}\t{sentence}" for each in found for source, sentence in each.items())
+    elif args.temperature is not None:
+        lines = draw_sentences(run, tables, args.temperature, args.seed, args.max_new_tokens)
     else:
-        sentences = describe_tables(run, tables, decoder, args.decode_batch_size, len(tables) > 20)
-    for sentence in sentences:
-        print(sentence)
+        lines = describe_tables(run, tables, decoder, args.decode_batch_size, len(tables) > 20)
+    for line in lines:
+        print(line)
 
 
 def tell_unfinished(sources):
@@ -340,19 +321,19 @@ def tell_unfinished(sources):
 def read_tables(given):
     """The tables of the command line or, where none is given, of stdin, a line each, as the model
     reads them. Raises InputError that says which is none."""
-    lines = [(f"table {number}", table) for number, table in enumerate(given, 1)]
-    if not given:
-        text = decode("stdin", sys.stdin.buffer.read()) if sys.stdin else ""
-        lines = [(f"stdin, line {number}", line) for number, line in enumerate(text.split("\n"), 1)
-                 if line.strip()]
-    if not lines:
-        raise InputError("there is no table: give one as an argument, or a table a line on stdin")
+    where, texts = "table", given
+    if not given and sys.stdin:
+        where, texts = "stdin, line", decode("stdin", sys.stdin.buffer.read()).split("\n")
     tables = []
-    for where, line in lines:
+    for number, text in enumerate(texts, 1):
+        if not given and not text.strip():  # a blank line
+            continue
         try:
-            tables.append(read_table(parse_table(line)))
+            tables.append(read_table(parse_table(text)))
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise InputError(f"{where} {number}: {error}") from None
+    if not tables:
+        raise InputError("there is no table: give one as an argument, or a table a line on stdin")
     return tables
 
 

@@ -153,7 +153,7 @@ def encode_example(tokenizer, table, sentence):
 
 
 def check_lengths(examples, P, n_ctx, model):
-    """Raises InputError where examples are too long for a model: how many, and which.
+    """Raises InputError where examples are too long for a model: how many, and the first.
 
     examples   (where, prompt, number of new tokens), each to come after a prefix of P
     """
@@ -161,11 +161,9 @@ def check_lengths(examples, P, n_ctx, model):
                 if P + len(prompt) + n_new - 1 > n_ctx]  # the last token is never read
     if too_long:
         where, n_table, n_new = too_long[0]
-        others = ", ".join(where for where, _, _ in too_long[1:6]) + ", ..." * (len(too_long) > 6)
         raise InputError(f"{where}: a prefix of {P}, a table of {n_table:,} and a sentence of "
                          f"{n_new:,} tokens are more than the {n_ctx} that {model} has; leave out "
-                         f"or shorten such examples, {len(too_long):,} in all"
-                         + f" (also {others})" * bool(others))
+                         f"or shorten such examples, {len(too_long):,} in all")
 
 
 @dataclass

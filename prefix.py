@@ -38,12 +38,13 @@ class Prefix(nn.Module):
         self.config, self.form = config, form
         width = config.n_layer * 2 * config.n_embd  # a key and a value for each layer
         n_networks = {"network": 1, "per-layer": config.n_layer, "direct": 0}[form]
+        hidden = hidden or HIDDEN.get(form)
         self.embedding = nn.Embedding(length, config.n_embd if n_networks else width)  # P'
         self.networks = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(config.n_embd, hidden or HIDDEN[form]),
+                nn.Linear(config.n_embd, hidden),
                 nn.Tanh(),
-                nn.Linear(hidden or HIDDEN[form], width // n_networks),
+                nn.Linear(hidden, width // n_networks),
             )
             for _ in range(n_networks)
         )

@@ -28,8 +28,7 @@ from support.bases import NAMES, PUBLISHED, model_folder
 from support.devices import autocast, pick_device, reset_peak_memory
 from support.drawing import check_drawing, draw_losses
 from support.files import InputError, command_line, run_command, sha256, write_json
-from support.processes import (add_up, check_one_folder, join, launched, rank, wait_for_all,
-                               world_size)
+from support.processes import add_up, check_one_folder, join, rank, wait_for_all, world_size
 from support.reading import SPLITS, find_data, split_path
 from support.record import Record, best_epoch, costs_in_words, costs_of_training
 from support.run_folder import check_folder, claim, fingerprints, is_finished
@@ -102,25 +101,20 @@ def train(settings, model, prefix, encoded, validation, record):
     trained.train()
     steps_per_epoch = math.ceil(len(encoded) / settings.batch_size)
     last_step = min(steps_per_epoch * settings.epochs, settings.max_steps or sys.maxsize)
-    if settings.warmup_steps >= last_step:
-        print(f"note: the learning rate rises for {settings.warmup_steps:,} steps, and there are "
-              f"{last_step:,}; it never reaches {settings.lr}")
     optimizer, schedule = make_optimizer(trained, settings.lr, last_step, settings.warmup_steps)
     parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule}
-    batches = None
     with record.begin(parts, steps_per_epoch, last_step, device):
         while record.step < last_step:
-            epoch, at = divmod(record.step, steps_per_epoch)
-            if batches is None or at == 0:
-                batches = shuffled_batches(encoded, settings.batch_size, settings.seed, epoch)
-            batch, weight = share_of_batch(batches[at], device)
-            loss = train_step(model, prefix, batch, optimizer, schedule, settings.clip,
-                              settings.dtype, weight)
-            record.add(loss, sum(len(prompt) + len(answer) for prompt, answer in batches[at]))
-            if record.is_end_of_epoch():
-                unseen = validation_loss(model, prefix, validation, settings.dtype,
-                                         batch_size=min(64, 4 * settings.batch_size))
-                record.end_epoch(unseen, settings.keep)
+            epoch, at = divmod(record.step, steps_per_epoch)  # at > 0: it was stopped in an epoch
+            batches = shuffled_batches(encoded, settings.batch_size, settings.seed, epoch)
+            for examples in batches[at : at + last_step - record.step]:
+                batch, weight = share_of_batch(examples, device)
+                loss = train_step(model, prefix, batch, optimizer, schedule, settings.clip,
+                                  settings.dtype, weight)
+                record.add(loss, sum(len(prompt) + len(answer) for prompt, answer in examples))
+            unseen = validation_loss(model, prefix, validation, settings.dtype,
+                                     batch_size=min(64, 4 * settings.batch_size))
+            record.end_epoch(unseen, settings.keep)
     trained.eval()
     return record.log
 
@@ -270,11 +264,9 @@ def check_possible(settings, model, tokenizer, encoded):
     impossible search, a figure. Says so where METEOR will be missing."""
     if settings.keep == "best" and not encoded["valid"]:
         raise InputError(f"--keep best: {settings.data} has no validation data to choose by")
-    P = settings.prefix_length if settings.mode == "prefix" else 0
-    prompts = [prompt for prompt, _ in encoded["test"]]
-    check_search(model, prompts, [P] * len(prompts), settings.num_beams, settings.max_new_tokens,
+    check_search(model, [], [], settings.num_beams, settings.max_new_tokens,
                  settings.length_penalty, banned_tokens(model, tokenizer))
-    if prompts and metrics.meteor_data.find() is None:
+    if encoded["test"] and metrics.meteor_data.find() is None:
         print(metrics.meteor.HOW_TO_GET)
     check_drawing()
 
@@ -293,8 +285,7 @@ def save_weights(settings, trained, folder, made_from):
     """Writes what is kept of a run: a PEFT adapter, or the model in Hugging Face's form."""
     if settings.mode == "finetune":
         return save_model(trained, folder, settings.model)
-    is_published = settings.model in PUBLISHED
-    base = settings.model if is_published else model_folder(settings.model).resolve()
+    base = settings.model if settings.model in PUBLISHED else model_folder(settings.model)
     return save_prefix(trained, folder, base, made_from)
 
 
@@ -305,29 +296,28 @@ def save_weights(settings, trained, folder, made_from):
 
 def main():
     args, out, runs = read_arguments()
-    launched()
     device = pick_device(args.device)
     runs = {folder: settle(settings) for folder, settings in runs.items()}
     join(device)
-    begun = [folder for folder in runs if (folder / "run.json").exists()]
-    if args.resume and not begun:
+
+    def is_begun():
+        return any((folder / "run.json").exists() for folder in runs)
+
+    if args.resume and not is_begun():
         raise InputError(f"{out} holds no run to go on with")
     for folder, settings in runs.items():  # a mistake in the last one shows at once
-        check_folder(folder, asdict(settings), args.resume and folder in begun)
+        check_folder(folder, asdict(settings), args.resume)
     try:
         for folder, settings in runs.items():
             if len(runs) > 1:
                 print(f"\n--- {folder}", flush=True)
-            train_and_score(settings, folder, device, args.decode_batch_size,
-                            args.resume and folder in begun)
+            train_and_score(settings, folder, device, args.decode_batch_size, args.resume)
         if rank() == 0 and len(runs) > 1 and all((folder / "scores.json").exists()
                                                  for folder in runs):
             with claim(out):
                 compare_runs(runs, out)
     except KeyboardInterrupt:
-        begun = any((folder / "run.json").exists() for folder in runs)
-        again = [argument for argument in sys.argv if argument != "--resume"]
-        again = command_line([*again, *["--resume"] * begun])
+        again = command_line(sys.argv + ["--resume"] * (is_begun() and not args.resume))
         raise KeyboardInterrupt(f"; go on with: python {again}") from None
 
 

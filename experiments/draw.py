@@ -29,7 +29,7 @@ from gpt2 import load_both
 from prefix import load_past
 from support import drawing
 from support.drawing import PUBLISHED_CURVE, branches, draw_points, figure_at
-from support.files import ROOT, InputError, progress_bar, run_command
+from support.files import ROOT, InputError, run_command
 from support.reading import find_data
 from support.run_folder import is_finished
 
@@ -204,9 +204,9 @@ def draw_tree(path):
     prompt, banned = encode_table(tokenizer, TREE_TABLE), banned_tokens(model, tokenizer)
     searches = {}
     for num_beams in (1, 3):
-        searches[num_beams] = search = WatchedSearch(0)
+        searches[num_beams] = search = WatchedSearch()
         search_batch(model, [prompt], past, [past[0][0].shape[2]], [search], num_beams, 60, 1.0,
-                     banned, progress_bar(disable=True))
+                     banned)
     forks, seen = branches(searches[3]), searches[3].seen
     finished = [tuple(hypothesis.tokens) for hypothesis in searches[3].finished]
     best, greedy = (tuple(searches[num_beams].finished[0].tokens) for num_beams in (3, 1))

@@ -61,8 +61,6 @@ def check_folder(folder, now, resume):
     now        the run's settings and, once they are known, the SHA-256 of what it is made from
     """
     if not (folder / "run.json").exists():
-        if resume:
-            raise InputError(f"{folder} holds no run to go on with")
         return check_new(folder, "a run")
     if not resume:
         raise InputError(f"{folder} already holds a run; give another --out, or --resume to go on "

@@ -100,6 +100,21 @@ def random_model(config, seed, dtype=torch.float64):
     return randomise(gpt2.GPT2(config), seed).to(dtype).eval()
 
 
+N_VOCAB, EOS = 60, 59  # of `model_that_ends`
+
+
+@torch.no_grad()
+def model_that_ends(seed, bias=3.0, n_ctx=40, dtype=torch.float64):
+    """A random model in whose logits <|endoftext|>, EOS, has a bias: its embedding's number 0, as
+    the feature that it is multiplied with is always 1. That of the others is 0."""
+    config = gpt2.GPT2Config(N_VOCAB, n_ctx, n_embd=16, n_head=2, n_layer=2)
+    model = random_model(config, seed, dtype)
+    model.ln_f.weight[0], model.ln_f.bias[0] = 0, 1
+    model.wte.weight[:, 0] = 0
+    model.wte.weight[EOS, 0] = bias
+    return model
+
+
 def random_prefix(config, seed, length=None, hidden=12, form="network", dtype=torch.float64):
     """A prefix with random weights, of length 1 to 6."""
     length = length or random.Random(seed).randint(1, 6)
@@ -194,6 +209,15 @@ def assert_close(ours, truth, tolerance=1e-9):
     assert ours.shape == truth.shape
     worst = ((ours - truth).abs() / truth.abs().clamp(min=1)).max().item()
     assert worst <= tolerance, f"the largest difference is {worst:.3g}"
+
+
+def assert_same(ours, truth):
+    """The same hypotheses in the same order; scores, where the truth has some, to float32's
+    rounding, as log-softmax is."""
+    for row, true_row in zip(ours, truth, strict=True):
+        assert [one.tokens for one in row] == [one.tokens for one in true_row]
+        for one, other in zip(row, true_row):
+            assert other.score is None or one.score == pytest.approx(other.score, 1e-5, 1e-5)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -305,6 +329,7 @@ def small_data(tmp_path_factory):
 
 
 DECODER = ("--num-beams", 2, "--max-new-tokens", 12)  # quick
+SHORT = ("--device", "cpu", *DECODER, "--max-examples", 12, "--batch-size", 2, "--max-steps", 12)
 
 
 @pytest.fixture(scope="session")
@@ -312,8 +337,7 @@ def prefix_run(tmp_path_factory, small_data):
     """(folder, process) of a run of a few steps, in a process of its own."""
     folder = tmp_path_factory.mktemp("runs") / "prefix"
     done = run_warm("train.py", "--mode", "prefix", "--model", "tiny", "--data", small_data,
-                    "--device", "cpu", *DECODER, "--max-steps", 12, "--prefix-length", 3, "--out",
-                    folder)
+                    *SHORT, "--prefix-length", 3, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -323,6 +347,6 @@ def finetune_run(tmp_path_factory, small_data):
     """(folder, what came) of a run of a few steps."""
     folder = tmp_path_factory.mktemp("runs") / "finetune"
     done = run_here(train.main, "--mode", "finetune", "--model", "tiny", "--data", small_data,
-                    "--device", "cpu", *DECODER, "--max-steps", 12, "--out", folder)
+                    *SHORT, "--out", folder)
     assert done.error is None, done.error
     return folder, done
