@@ -1,26 +1,24 @@
 """A finished run: what was trained is what was saved, describes the tables and is scored."""
 
-import dataclasses
 import itertools
 import json
+import re
 import shutil
 import zipfile
 
 import pytest
 import torch
-from conftest import DECODER, ROOT, assert_close, hugging_face_loss, run_here, run_python, start_warm
+from conftest import DECODER, ROOT, hugging_face_loss, run_here, run_python, start_warm
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
 import compare
 import describe
 import metrics
-import train
 from describe import PUBLISHED, Run, describe_tables, load_run
 from e2e_data import encode_example, encode_table, group_by_table, read_examples
 from gpt2 import load_model, load_tokenizer
-from support.files import InputError
-from support.reading import SRC1_NAMES, ZIP_NAME, split_path
+from support.reading import ZIP_NAME
 
 TINY = ROOT / "models" / "tiny"
 BEAMS = {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 12}  # what DECODER says
@@ -84,16 +82,6 @@ def test_outputs_are_what_peft_or_hugging_face_generate_from_the_runs_folder(fol
     # They are not what would come without what was trained.
     bare = describe_tables(load_run("tiny", "cpu"), tables, BEAMS, 64, progress=False)
     assert sum(a != b for a, b in zip(outputs, bare)) > len(tables) / 2
-    if (folder / "adapter_config.json").exists():
-        kept = json.loads((folder / "run.json").read_text())
-        names = [field.name for field in dataclasses.fields(train.Settings)]
-        settings = train.Settings(**{name: kept[name] for name in names})
-        model, tokenizer = load_model("tiny"), load_tokenizer("tiny")
-        torch.manual_seed(settings.seed)
-        past = train.make_prefix(settings, model, tokenizer)()
-        untrained = Run(train.asdict(settings), tokenizer, model, past)
-        untrained = describe_tables(untrained, tables, BEAMS, 64, progress=False)
-        assert sum(a != b for a, b in zip(outputs, untrained)) > len(tables) / 2
 
 
 @torch.no_grad()
@@ -104,15 +92,6 @@ def test_what_others_open_has_the_last_validation_loss_of_the_training(folder, s
     encoded = [encode_example(tokenizer, *example) for example in split(small_data, "valid")]
     loss = hugging_face_loss(opened_by_others(folder), encoded).item()
     assert loss == pytest.approx(losses[-1], rel=1e-4) and abs(losses[-1] - losses[0]) > 0.05
-
-
-@torch.no_grad()
-def test_a_run_opened_by_peft_or_hugging_face_gives_our_logits(folder):
-    ours = load_run(folder, "cpu")
-    assert (ours.past is None) == (ours.settings["mode"] == "finetune")
-    tokens = torch.tensor([ours.tokenizer.encode_ordinary(" name : The Mill | Type : pub")])
-    truth = opened_by_others(folder)(tokens).logits
-    assert_close(ours.model(tokens, ours.past), truth, 1e-4)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -204,50 +183,23 @@ def test_the_published_rows_stand_below_a_runs_own_on_the_papers_test_set(shared
     assert NOT_COMPARABLE not in text
 
 
-def official_release(shared, folder):
-    shutil.copy(shared / "e2e" / ZIP_NAME, folder)
-
-
-def official_files(shared, folder):
-    with zipfile.ZipFile(shared / "e2e" / ZIP_NAME) as archive:
-        for name in ("trainset.csv", "devset.csv", "testset_w_refs.csv"):
-            (folder / name).write_bytes(archive.read(f"e2e-dataset/{name}"))
-
-
-def altered_files(shared, folder):
-    content = (shared / "e2e" / "src1_test.txt").read_bytes()
-    (folder / "src1_test.txt").write_bytes(content.replace(b"Blue Spice", b"Blue spice", 1))
-
-
-def test_the_papers_scores_do_not_stand_under_an_altered_test_set(shared, printed, tmp_path):
-    altered_files(shared, tmp_path)
-    text = printed(tmp_path)
-    assert not any(name in text for name in PUBLISHED) and "Published" not in text
-
-
-@pytest.mark.parametrize("write", [official_release, official_files])
-def test_scores_on_any_other_references_stand_alone_and_it_is_said_that_they_are_no_match(
-        shared, printed, tmp_path, write):
+@pytest.mark.parametrize("name", [ZIP_NAME, "testset_w_refs.csv", "src1_test.txt"])
+def test_scores_on_any_other_references_stand_alone_and_of_the_official_ones_it_is_said(
+        shared, printed, tmp_path, name):
     """The official release has the paper's tables, but raw references: 4 BLEU lower or so."""
-    write(shared, tmp_path)
+    if name.endswith("txt"):
+        content = (shared / "e2e" / name).read_bytes().replace(b"Blue Spice", b"Blue spice", 1)
+    elif name == ZIP_NAME:
+        content = (shared / "e2e" / name).read_bytes()
+    else:
+        with zipfile.ZipFile(shared / "e2e" / ZIP_NAME) as archive:
+            content = archive.read(f"e2e-dataset/{name}")
+    (tmp_path / name).write_bytes(content)
     text = printed(tmp_path)
-    assert not any(name in text for name in PUBLISHED)
-    assert "tokenised references of src1_test.txt" in text and NOT_COMPARABLE in text
-    assert str(split_path(tmp_path, "test")) in text.splitlines()[-1]
-
-
-def test_the_papers_files_beside_the_official_release_are_what_is_scored(shared, printed, tmp_path):
-    official_files(shared, tmp_path)
-    for name in SRC1_NAMES.values():
-        shutil.copy(shared / "e2e" / name, tmp_path)
-    text = printed(shared / "e2e").replace("tiny, e2e", f"tiny, {tmp_path.name}")
-    assert printed(tmp_path).split() == text.split()
-
-
-def test_a_run_on_other_data_prints_no_published_row(prefix_run):
-    _, done = prefix_run
-    assert not any(name in done.stdout for name in PUBLISHED)
-    assert "Published" not in done.stdout
+    assert not any(row in text for row in PUBLISHED)
+    is_official = not name.endswith("txt")
+    assert (NOT_COMPARABLE in text.splitlines()[-1]) == is_official == ("Published" in text)
+    assert (str(tmp_path / name) in text.splitlines()[-1]) == is_official
 
 
 # --------------------------------------------------------------------------------------------------
@@ -285,26 +237,22 @@ def test_of_two_that_write_one_folder_one_is_refused(small_data, tmp_path):
         both[1].stderr
 
 
-def test_no_table_is_told():
-    assert "there is no table" in run_here(describe.main, "tiny").error
-
-
-def test_a_prefix_for_another_shape_of_model_is_refused(prefix_run, tmp_path):
-    shutil.copytree(prefix_run[0], tmp_path / "run")
-    path = tmp_path / "run" / "adapter_config.json"
-    config = json.loads(path.read_text()) | {"num_attention_heads": 2}
-    path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="another shape"):
-        load_run(tmp_path / "run", "cpu")
-
-
 @pytest.mark.parametrize("arguments, message", [
+    ([], "there is no table: give one as an argument, or a table a line on stdin"),
     ([TABLE, "--data", "sample"], "give either tables or --data"),
     ([TABLE, "--out", "somewhere"], "--out goes with --data"),
+    ([TABLE, "--seed", 3], "--seed goes with --temperature"),
     ([TABLE, "--num-beams", 0], "must be at least 1"),
     ([" | ".join([TABLE] * 99)], "prompt 1 has"),
+    ([TABLE, "--temperature", 1, "--num-beams", 5], "--temperature draws: --num-beams"),
+    ([TABLE, "--temperature", 1, "--length-penalty=1"], "--temperature draws: --num-beams"),
+    *(([TABLE, "--temperature", value], "--temperature must be 0, or from 0.01 to 100")
+      for value in ("nan", "inf", "-1", "1e-40")),
+    (["--with", "tiny", "--data", "sample"], "--data: not allowed with argument --with"),
+    (["--temperature", 1, "--data", "sample"], "--data: not allowed with argument --temperature"),
+    (["--with", "tiny", "--temperature", 1], "--temperature: not allowed with argument --with"),
 ])
 def test_a_mistake_on_the_command_line_is_one_line(arguments, message):
     done = run_here(describe.main, "tiny", *arguments, "--device", "cpu")
-    assert done.error.startswith("error: ") and message in done.error and "\n" not in done.error
-    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert re.match("error: |command: error: ", last) and message in last and done.stdout == ""

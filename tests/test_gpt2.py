@@ -4,22 +4,19 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import (assert_close, both_logits, hugging_face_cache, hugging_face_loss,
-                      hugging_face_twin, pad_right, random_config, random_examples, random_model,
-                      random_past, random_prompts, rows_seen, run_here)
+from conftest import (assert_close, both_logits, hugging_face_cache, hugging_face_twin, pad_right,
+                      random_config, random_model, random_past, random_prompts, rows_seen,
+                      run_here)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt2
-from e2e_data import make_batch
 from gpt2 import GPT2, GPT2Config, generate
 from support.bases import PUBLISHED
-from support.devices import autocast
 from support.files import InputError
 from support.speed import Growing, pad, rows_that_stay, wanted_logits
 
-SEEDS = range(20)
+SEEDS = range(6)
 
 
 def model_and_twin(seed):
@@ -48,7 +45,7 @@ def test_logits_equal_hugging_face_for_random_configurations(n_layer, n_head, he
     assert_close(logits, hugging_face_twin(model)(tokens).logits)
 
 
-@pytest.mark.parametrize("length", range(21))
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 20])
 @torch.no_grad()
 def test_padded_rows_after_a_past_equal_hugging_faces_with_its_mask_and_cache(length):
     model, twin, draw = model_and_twin(length)
@@ -62,13 +59,6 @@ def test_padded_rows_after_a_past_equal_hugging_faces_with_its_mask_and_cache(le
         for logits in both_logits(model, tokens, mask, past):  # which need no mask
             assert_close(logits, truth)
         assert_close(model(tokens, past, mask=covered)[mask], truth)  # and may have one
-
-
-@torch.no_grad()
-def test_a_past_of_length_0_is_no_past():
-    model, _, _ = model_and_twin(0)
-    tokens = torch.tensor([[1, 2, 3]])
-    assert_close(model(tokens, random_past(model.config, 0, 1, seed=0)), model(tokens))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -218,19 +208,6 @@ def test_a_growing_past_is_a_concatenated_one_also_when_rows_leave(seed, monkeyp
         at += n_tokens
 
 
-@torch.no_grad()
-def test_under_autocast_a_float32_prefix_leaves_a_bfloat16_past():
-    """Or every later step would work on twice the bytes, in float32."""
-    model, tokens = random_model(random_config(3), 3, torch.float32), torch.tensor([[1, 2, 3]])
-    prefix = random_past(model.config, 4, 1, 3, torch.float32)
-    truth = model(tokens, prefix)
-    with autocast(torch.device("cpu"), "bfloat16"):
-        logits, past = model(tokens, prefix, return_past=True)
-    assert {vectors.dtype for pair in past for vectors in pair} == {torch.bfloat16}
-    assert past[0][0].shape[2] == 4 + 3 and not torch.equal(logits, truth)
-    assert (logits - truth).abs().max() < 0.1 * truth.abs().max()
-
-
 # --------------------------------------------------------------------------------------------------
 # Sizes and configurations
 # --------------------------------------------------------------------------------------------------
@@ -281,33 +258,11 @@ def test_the_last_token_is_endoftext_unless_told():
 
 
 # --------------------------------------------------------------------------------------------------
-# Training
-# --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_gradients_of_a_batchs_loss_equal_hugging_face(seed):
-    model, twin, _ = model_and_twin(seed)
-    examples = random_examples(seed, model.config.n_vocab, count=4)
-    batch = make_batch(examples)
-    logits = model(batch.tokens).flatten(0, 1)[batch.wanted]
-    loss, truth = F.cross_entropy(logits, batch.targets), hugging_face_loss(twin, examples)
-    assert_close(loss, truth)
-    loss.backward()
-    truth.backward()
-    true_parameters = dict(twin.transformer.named_parameters())
-    assert true_parameters.keys() == dict(model.named_parameters()).keys()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.abs().max() > 1e-6, name  # or the comparison would say nothing
-        assert_close(parameter.grad, true_parameters[name].grad)
-
-
-# --------------------------------------------------------------------------------------------------
 # Writing
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_greedy_writing_equals_hugging_face(seed):
     model, twin, draw = model_and_twin(seed)
     prompt = random_prompts(seed, model.config.n_vocab, [draw.randint(1, 9)])[0]
@@ -320,39 +275,9 @@ def test_greedy_writing_equals_hugging_face(seed):
     assert list(generate(model, prompt, 25)) == truth
 
 
-def test_drawn_writing_repeats_with_its_generator_and_differs_with_another():
-    model, _, _ = model_and_twin(5)
-
-    def draw(temperature, seed):
-        generator = torch.Generator().manual_seed(seed)
-        return list(generate(model, [1, 2], 25, temperature, generator))
-
-    assert draw(1.0, seed=1) == draw(1.0, seed=1) != draw(1.0, seed=2)
-    greedy = list(generate(model, [1, 2], 25))
-    assert draw(1e-6, seed=1) == greedy  # near 0 only the likeliest token is left
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("temperature", ["-1", "nan", "inf", "1e-40"])
 def test_a_temperature_at_which_nothing_can_be_drawn_is_refused(temperature):
     done = run_here(gpt2.main, "The", f"--temperature={temperature}")
     assert done.stderr == "error: --temperature must be 0, or from 0.01 to 100\n"
 
 
-def test_drawn_tokens_have_the_frequencies_of_the_model():
-    model, _, _ = model_and_twin(5)
-    model.config.eos_token = -1  # none ends
-    expected = F.softmax(model(torch.tensor([[3, 1]]))[0, -1] / 0.7, -1)
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(model.config.n_vocab)
-    for _ in range(1000):
-        counts[next(generate(model, [3, 1], 1, 0.7, generator))] += 1
-    assert (counts / 1000 - expected).abs().max() < 0.05  # over three standard deviations
-
-
-def test_writing_stops_before_endoftext():
-    model, _, _ = model_and_twin(5)
-    model.config.eos_token = -1
-    free = list(generate(model, [1, 2], 12))
-    model.config.eos_token = free[-1]
-    assert list(generate(model, [1, 2], 12)) == free[: free.index(free[-1])]
