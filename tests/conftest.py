@@ -276,7 +276,8 @@ def run_here(main, *arguments, stdin=""):
     with (pytest.MonkeyPatch.context() as patched, redirect_stdout(stdout),
           redirect_stderr(stderr)):
         patched.setattr("sys.argv", ["command", *map(str, arguments)])
-        patched.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8"))
+        stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
+        patched.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), "ascii"))
         try:
             run_command(main)
         except SystemExit as ended:

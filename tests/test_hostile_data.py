@@ -7,45 +7,41 @@ import csv
 import io
 import json
 import random
+import re
 import struct
-import sys
 import tempfile
 import tracemalloc
 import zipfile
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import fuzz_data
 import pytest
+from conftest import run_here
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import describe
 import metrics
 import train
-from beam import Hypothesis
 from e2e_data import (check_lengths, encode_table, group_by_table, linearize, make_batch,
                       read_split, read_table)
-from gpt2 import GPT2Config, load_tokenizer
+from gpt2 import load_both, load_tokenizer
 from support.files import InputError
-from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME
-
-QUICK = ("--mode", "prefix", "--model", "tiny", "--device", "cpu", "--max-new-tokens", "3",
-         "--num-beams", "1", "--max-steps", "1", "--prefix-form", "direct", "--prefix-length", "2")
+from support.reading import CSV_NAMES, SPLITS, SRC1_NAMES, ZIP_NAME
 
 
-def read_test(name, content, folder=None):
+def read_test(name, content):
     """What a folder with this file alone holds as its test set."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = folder or Path(temporary)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return read_split(folder, "test")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_split(path.parent, "test")
 
 
-def csv_of(examples, header=("mr", "ref")):
+def csv_of(examples):
     file = io.StringIO(newline="")
-    csv.writer(file).writerows([header, *examples])
+    csv.writer(file).writerows([("mr", "ref"), *examples])
     return file.getvalue()
 
 
@@ -57,36 +53,30 @@ def jsonl_of(examples):
 
 
 @pytest.mark.parametrize("fuzz", fuzz_data.FUZZERS, ids=lambda fuzz: fuzz.__name__)
-def test_whatever_the_bytes_they_are_read_whole_or_refused(fuzz):
-    for seed in range(80 if fuzz is fuzz_data.fuzz_zip else 150):
+@pytest.mark.parametrize("count", [80, pytest.param(5000, marks=pytest.mark.long)])
+def test_whatever_the_bytes_they_are_read_whole_or_refused(fuzz, count):
+    for seed in range(count):
         fuzz(random.Random(seed))
 
 
 # Quotes and blank lines in CSV files
 
-ROWS = ["mr,ref", *(f"name[Place {number}],Place {number} is a pub." for number in range(1, 1001))]
+ROWS = ["mr,ref", *(f"name[Place {number}],Place {number} is a pub." for number in range(1, 201))]
 
 
 @pytest.mark.parametrize("name", [CSV_NAMES["test"], "test.csv"])
 @pytest.mark.parametrize("row, broken", [
-    (500, 'name[Cocum],"Cocum is a pub.'),  # swallows all rows to the end of the file
-    (1000, 'name[Cocum],"Cocum is a pub.'),
+    (100, 'name[Cocum],"Cocum is a pub.'),  # swallows all rows to the end of the file
+    (200, 'name[Cocum],"Cocum is a pub.'),
     (3, '"name[Cocum], eatType[pub],Cocum is a pub.'),
     (7, 'name[Cocum],"Cocum is a "pub".'),
     (7, 'name[Cocum],"Cocum" is a pub.'),
+    (5, 'name[Cocum],"Cocum is a pub.\nname[A],A.\n"name[A], food[B]","A serves B."'),
 ])
 def test_a_quote_that_is_not_closed_is_refused_where_it_was_opened(name, row, broken):
     lines = ROWS[:row] + [broken] + ROWS[row + 1 :]
     with pytest.raises(InputError, match=f"{name}, line {row + 1}: .*quote"):
         read_test(name, "\n".join(lines))
-
-
-def test_a_quote_that_a_later_rows_quote_would_close_is_refused_where_it_was_opened():
-    lines = list(ROWS)
-    lines[5] = 'name[Cocum],"Cocum is a pub.'
-    lines[9] = '"name[A], food[B]","A serves B."'
-    with pytest.raises(InputError, match="line 6: .*quote"):
-        read_test("test.csv", "\n".join(lines))
 
 
 def test_errors_below_a_cell_of_several_lines_name_the_line_in_the_file():
@@ -96,11 +86,11 @@ def test_errors_below_a_cell_of_several_lines_name_the_line_in_the_file():
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n", "\n\n", "\r\n\r\n"])
-@pytest.mark.parametrize("before, after", [("", ""), ("\n\n", "\n\n")])
-def test_blank_lines_and_all_line_ends_of_csv_files_are_read(end, before, after):
+def test_blank_lines_and_all_line_ends_of_csv_files_are_read(end):
     rows = ["mr,ref", '"name[A], eatType[pub]",A is a pub.', 'name[B],"B, too."']
     examples = [("name : A | Type : pub", "A is a pub."), ("name : B", "B, too.")]
-    assert read_test("test.csv", before + end.join(rows) + end + after) == examples
+    for around in ("", "\n\n"):
+        assert read_test("test.csv", around + end.join(rows) + end + around) == examples
 
 
 @pytest.mark.parametrize("line",
@@ -119,7 +109,7 @@ texts = st.lists(st.tuples(st.sampled_from(WHITE + [" "]), st.text("aé.,'£🍕
 texts = texts.map(lambda parts: "".join(white + word for white, word in parts))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(texts, texts, st.sampled_from(WHITE)), min_size=1, max_size=4))
 def test_every_stretch_of_white_space_within_a_text_is_one_blank(parts):
     examples = [(f"name[{value}]{white}", f"{white}{text}{white}") for value, text, white in parts]
@@ -144,16 +134,15 @@ def test_a_byte_order_mark_costs_nothing(name, content):
 
 
 @pytest.mark.parametrize("character", ["\x00", "\x01", "\x1b", "\x7f", "\x80", "\x9b"])
-@pytest.mark.parametrize("in_table", [False, True])
-def test_control_characters_are_refused_by_file_and_line(character, in_table):
-    bad = (f"name : A{character}", "A.") if in_table else ("name : A", f"A{character}.")
-    examples = [("name : B", "B."), bad]
-    src1 = "\n".join(f"{table}||{text}" for table, text in examples)
-    for name, content in ((SRC1_NAMES["test"], src1), ("test.jsonl", jsonl_of(examples))):
-        with pytest.raises(InputError, match=f"{name}, line 2: .*no character of a text"):
-            read_test(name, content)
-    with pytest.raises(InputError, match="test.csv, line 3: "):
-        read_test("test.csv", csv_of(examples))
+def test_control_characters_are_refused_by_file_and_line(character):
+    for bad in ((f"name : A{character}", "A."), ("name : A", f"A{character}.")):
+        examples = [("name : B", "B."), bad]
+        src1 = "\n".join(f"{table}||{text}" for table, text in examples)
+        for name, content in ((SRC1_NAMES["test"], src1), ("test.jsonl", jsonl_of(examples))):
+            with pytest.raises(InputError, match=f"{name}, line 2: .*no character of a text"):
+                read_test(name, content)
+        with pytest.raises(InputError, match="test.csv, line 3: "):
+            read_test("test.csv", csv_of(examples))
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n", "\u2028", "\ufeff", "\x85 \t"])
@@ -237,14 +226,13 @@ def with_claimed_size(content, size):
     return content
 
 
-BOMB = zip_of(b"mr,ref\n" + b"\n" * 60_000_000)
+BOMB = zip_of(b"mr,ref\n" + b"\n" * 40_000_000)
 BOMBS = {
     "honest": BOMB,
     "claims to be small": with_claimed_size(BOMB, 1000),
     "claims the most that is allowed": with_claimed_size(BOMB, 100 * len(BOMB)),
-    "bzip2": zip_of(b"mr,ref\n" + b"\n" * 60_000_000, zipfile.ZIP_BZIP2),
     "bzip2 that claims to be small": with_claimed_size(
-        zip_of(b"\n" * 60_000_000, zipfile.ZIP_BZIP2), 1000),
+        zip_of(b"\n" * 40_000_000, zipfile.ZIP_BZIP2), 1000),
 }
 
 
@@ -260,51 +248,36 @@ def test_a_zip_that_inflates_beyond_reason_is_refused_in_little_memory(kind):
         tracemalloc.stop()
 
 
-def test_a_zip_with_a_wrong_checksum_is_refused():
-    content = zip_of(csv_of([("name[A]", "A is a pub.")]), zipfile.ZIP_STORED)
-    assert read_test(ZIP_NAME, content) == [("name : A", "A is a pub.")]
-    assert zlib.crc32(b"A is a pub.") != zlib.crc32(b"A is a bar.")
-    with pytest.raises(InputError, match="is damaged"):
-        read_test(ZIP_NAME, content.replace(b"A is a pub.", b"A is a bar."))
-
-
 # What is too long for the model
 
 
-def write_split(folder, split, lines):
-    folder.mkdir(exist_ok=True)
-    (folder / f"{split}.jsonl").write_text(jsonl_of(lines), encoding="utf-8")
+def write_splits(folder, split, example):
+    """Data of three lines a split, of which one split's last is `example`."""
+    folder.mkdir()
+    good = ("name : A | Type : pub", "A is a pub.")
+    for name in SPLITS:
+        text = jsonl_of([good, good, example if name == split else good])
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return folder
 
 
-GOOD = ("name : A | Type : pub", "A is a pub.")
+LONG = "A b " * 600
 
 
 @pytest.mark.parametrize("split, long, message", [
-    ("train", ("name : " + "A b " * 600, "A."), "a prefix of 2, a table of [0-9,]+ and a sente"),
-    ("valid", ("name : A", "A b " * 600), "more than the 512 that tiny has"),
-    ("test", ("name : " + "A b " * 600, "A."), "a sentence of 3 tokens"),
+    ("train", (f"name : {LONG}", "A."), "a prefix of 5, a table of [0-9,]+ and a sentence of 3 t"),
+    ("valid", ("name : A", LONG), "more than the 512 that tiny has"),
+    ("test", (f"name : {LONG}", "A."), "a sentence of 100 tokens"),
+    ("test", ("name : A", LONG), None),  # a reference is never read by the model
 ])
-def test_what_is_too_long_for_the_model_is_named_by_file_and_line(tmp_path, monkeypatch, split,
-                                                                  long, message):
-    for name in ("train", "valid", "test"):
-        write_split(tmp_path / "data", name, [GOOD] * 2 + [long if name == split else GOOD])
-    monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, "--data", str(tmp_path / "data"),
-                                      "--out", str(tmp_path / "run")])
+def test_what_is_too_long_for_the_model_is_named_by_file_and_line(tmp_path, split, long, message):
+    data = write_splits(tmp_path / "data", split, long)
+    of = train.Settings(mode="prefix", model="tiny", data=data)
+    if message is None:
+        assert len(train.read_data(of, *load_both("tiny"))[0]["test"]) == 3
+        return
     with pytest.raises(InputError, match=f"{split}.jsonl, line 3: .*{message}"):
-        train.main()
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_long_reference_is_no_obstacle_for_it_is_never_read_by_the_model(tmp_path, monkeypatch):
-    for name in ("train", "valid", "test"):
-        write_split(tmp_path / "data", name,
-                    [GOOD, ("name : B", "A b " * 600 if name == "test" else "B.")])
-    monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, "--data", str(tmp_path / "data"),
-                                      "--out", str(tmp_path / "run")])
-    monkeypatch.setattr(metrics, "evaluate",
-                        lambda references, outputs: dict.fromkeys(metrics.METRICS, 0.5))
-    train.main()
-    assert (tmp_path / "run" / "scores.json").exists()
+        train.read_data(of, *load_both("tiny"))
 
 
 @given(st.integers(0, 5), st.integers(1, 9), st.integers(1, 9))
@@ -315,46 +288,35 @@ def test_too_long_is_what_the_model_would_have_to_read_beyond_its_last_position(
     examples = [(f"line {n}", [1] * length, new_tokens) for n in range(9)]
     check_lengths(examples, P, needed, "tiny")
     with pytest.raises(InputError, match=f"line 0: a prefix of {P}, .* more than the {needed - 1} "
-                       r"that tiny has.* 9 in all \(also line 1, .*line 5, \.\.\.\)"):
+                       "that tiny has.* 9 in all"):
         check_lengths(examples, P, needed - 1, "tiny")
 
 
-def describe_main(monkeypatch, *arguments, stdin=""):
-    data = stdin if isinstance(stdin, bytes) else stdin.encode()
-    monkeypatch.setattr(sys, "argv", [
-        "describe.py", "tiny", *map(str, arguments), "--device", "cpu", "--num-beams", "1",
-        "--max-new-tokens", "3"
-    ])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
-    describe.main()
+def described(*arguments, stdin=""):
+    return run_here(describe.main, "tiny", *arguments, "--device", "cpu", "--num-beams", 1,
+                    "--max-new-tokens", 3, stdin=stdin)
 
 
-def test_a_long_table_is_named_by_its_number_and_in_a_data_set_by_its_line(tmp_path, monkeypatch):
-    long = "name : " + "A b " * 600
-    with pytest.raises(InputError, match="2 has [0-9,]+ tokens"):
-        describe_main(monkeypatch, "name : A", long)
-    write_split(tmp_path, "test", [GOOD, GOOD, (long, "A.")])
-    with pytest.raises(InputError, match="test.jsonl, line 3: .*more than the 512 that tiny has"):
-        describe_main(monkeypatch, "--data", tmp_path)
+def test_a_long_table_is_named_by_its_number_and_in_a_data_set_by_its_line(tmp_path):
+    assert re.search("2 has [0-9,]+ tokens", described("name : A", f"name : {LONG}").error)
+    data = write_splits(tmp_path / "data", "test", (f"name : {LONG}", "A."))
+    error = described("--data", data).error
+    assert re.search("test.jsonl, line 3: .*more than the 512 that tiny has", error)
 
 
-def test_tables_on_stdin_may_begin_with_a_byte_order_mark_and_must_be_utf_8(monkeypatch, capsys):
-    describe_main(monkeypatch, "name : Café | Type : pub", "name[B]")
-    expected = capsys.readouterr().out
-    describe_main(monkeypatch, stdin="\ufeffname : Café |\u2028Type : pub \r\n\r\n \nname[B]")
-    assert capsys.readouterr().out == expected and expected.count("\n") == 2
-    with pytest.raises(InputError, match="stdin, line 2: not UTF-8"):
-        describe_main(monkeypatch, stdin=b"name : A\nname : Caf\xe9\n")
+def test_tables_on_stdin_may_begin_with_a_byte_order_mark_and_must_be_utf_8():
+    expected = described("name : Café | Type : pub", "name[B]").stdout
+    stdin = "\ufeffname : Café |\u2028Type : pub \r\n\r\n \nname[B]"
+    assert described(stdin=stdin).stdout == expected and expected.count("\n") == 2
+    assert "stdin, line 2: not UTF-8" in described(stdin=b"name : A\nname : Caf\xe9\n").error
 
 
 @pytest.mark.parametrize("table", [
     "", " ", "Cocum", "name(Cocum)", "name[Cocum", "name: Cocum", "name : A | pub", "name : A\x00",
-    "name : \udcff", "name[A],eatType[pub]"
-])
-def test_what_is_no_table_is_refused_and_never_described(monkeypatch, capsys, table):
-    with pytest.raises(InputError):
-        describe_main(monkeypatch, "name : A", table)
-    assert capsys.readouterr().out == ""
+    "name : \udcff", "name[A],eatType[pub]"])
+def test_what_is_no_table_is_refused_and_never_described(table):
+    done = described("name : A", table)
+    assert done.error.startswith("error: ") and done.stdout == ""
 
 
 # A run's own files
@@ -365,22 +327,16 @@ sentences = hostile.filter(lambda text: text.replace("\ufeff", "").strip())
 written = st.text(st.characters(exclude_categories=["Cs"]))  # what a model writes may be anything
 
 
-def score(monkeypatch, folder, groups, outputs):
-    """The run's own (references, outputs) where a model of that many tables writes `outputs`.
+TOKENIZER, MODEL = load_tokenizer("tiny"), SimpleNamespace(config=SimpleNamespace(n_ctx=512))
 
-    Real are all that reads, writes and scores; only the model's answers are put in its place.
-    """
+
+def score(monkeypatch, folder, groups, outputs):
+    """The run's own (references, outputs) where a model of that many tables writes `outputs`."""
     (folder / "data").mkdir()
     (folder / "out").mkdir()
     examples = [(f"name : {number}", text) for number, group in enumerate(groups) for text in group]
     (folder / "data" / "test.jsonl").write_text(jsonl_of(examples), encoding="utf-8")
-    tokenizer = SimpleNamespace(decode=lambda tokens: outputs[tokens[0]], eot_token=0,
-                                encode_text=lambda text: list(text.encode()), n_vocab=256)
-    weight = SimpleNamespace(device=SimpleNamespace(type="cpu"))
-    model = SimpleNamespace(wte=SimpleNamespace(weight=weight),
-                            config=GPT2Config(256, 1024, 1, 1, 1))
-    run = describe.Run({"mode": "prefix", "model": "tiny", "seed": 0, "dtype": "float32"},
-                       tokenizer, model, None)
+    settings = {"mode": "prefix", "model": "tiny", "seed": 0}
     scored = []
 
     def evaluate(references, outputs):
@@ -388,11 +344,11 @@ def score(monkeypatch, folder, groups, outputs):
         return dict.fromkeys(metrics.METRICS, 0.5)
 
     with monkeypatch.context() as patch:
-        patch.setattr(describe, "banned_tokens", lambda model, tokenizer: [])
-        patch.setattr(describe, "beam_search", lambda model, prompts, past=None, **_: [
-            [Hypothesis([number], 0.0)] for number in range(len(prompts))])
-        patch.setattr(describe.metrics, "evaluate", evaluate)
-        describe.score_test_set(run, str(folder / "data"), describe.DECODER, 64, folder / "out")
+        patch.setattr(describe, "describe_tables", lambda *_, **__: [
+            " ".join(output.split()) for output in outputs])
+        patch.setattr(metrics, "evaluate", evaluate)
+        describe.score_test_set(describe.Run(settings, TOKENIZER, MODEL, None), folder / "data",
+                                describe.DECODER, 64, folder / "out")
     return scored[0]
 
 
@@ -415,7 +371,7 @@ groups = st.lists(sentences, min_size=1, max_size=3)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None,
-          max_examples=60)
+          max_examples=20)
 @given(st.lists(st.tuples(groups, written), min_size=2, max_size=4))
 def test_a_runs_own_files_read_by_the_scorer_hold_what_the_run_scored(monkeypatch, parts):
     check_own_files(monkeypatch, [group for group, _ in parts], [output for _, output in parts])

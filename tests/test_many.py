@@ -236,7 +236,7 @@ def test_banned_tokens_are_not_drawn(monkeypatch):
     others = set(range(run.model.config.n_vocab)) - set(allowed)
     monkeypatch.setattr(describe, "banned_tokens", lambda *_: sorted(others))
     for sentence in draw_sentences(run, TABLES, 5.0, 0, 10):
-        assert set(sentence.split()) == {"pub", "is"}
+        assert sentence and set(sentence.split()) <= {"pub", "is"}
 
 
 def test_the_log_probability_of_a_sentence_is_the_sum_over_hugging_faces_logits(runs):

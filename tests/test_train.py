@@ -125,7 +125,7 @@ def train_independently(twin, examples, validation, of):
     trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=of.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0)
     steps_per_epoch = (len(examples) + of.batch_size - 1) // of.batch_size
-    n_steps, step = of.max_steps or steps_per_epoch * of.epochs, 0
+    n_steps, step, rise = of.max_steps or steps_per_epoch * of.epochs, 0, of.warmup_steps
     losses, validation_losses, norms = [], [], []
     for epoch in range(of.epochs):
         order = list(range(len(examples)))
@@ -138,7 +138,8 @@ def train_independently(twin, examples, validation, of):
             norms.append(sum((gradient**2).sum() for gradient in gradients).sqrt().item())
             for parameter, gradient in zip(trained, gradients):
                 parameter.grad = gradient * min(1, of.clip / (norms[-1] + 1e-6))
-            optimizer.param_groups[0]["lr"] = of.lr * (1 - step / n_steps)
+            fall = 1 - (step - rise) / (n_steps - rise)
+            optimizer.param_groups[0]["lr"] = of.lr * (step / rise if step < rise else fall)
             optimizer.step()
             step += 1
             losses.append(loss.item())
@@ -148,14 +149,14 @@ def train_independently(twin, examples, validation, of):
 
 
 @pytest.mark.parametrize("mode", ["network", "direct", "finetune"])
-@pytest.mark.parametrize("seed, max_steps", [(1, None), (3, 7)])
+@pytest.mark.parametrize("seed, max_steps, warmup_steps", [(1, None, 0), (3, 7, 2)])
 def test_every_loss_and_all_final_parameters_are_those_of_a_loop_around_peft_or_hugging_face(
-        mode, seed, max_steps, tmp_path, monkeypatch):
+        mode, seed, max_steps, warmup_steps, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "LOG_EVERY", 1)
     model, prefix, examples = small_parts(mode)
     validation = random_examples(4, model.config.n_vocab)
     clip = {"network": 0.6, "direct": 0.15, "finetune": 5.0}[mode]
-    of = settings(mode, seed=seed, max_steps=max_steps, clip=clip)
+    of = settings(mode, seed=seed, max_steps=max_steps, warmup_steps=warmup_steps, clip=clip)
     twin = hugging_face_twin(model)
     if prefix:
         twin = peft_twin(twin, prefix)
@@ -535,6 +536,8 @@ MISTAKES = [
     (["--epochs", "-1"], "--epochs must be above 0"),
     (["--num-beams", "0"], "--num-beams must be above 0"),
     (["--clip", "nan"], "--clip must be above 0"),
+    (["--max-examples", "0"], "--max-examples must be above 0"),
+    (["--warmup-steps", "-1"], "--warmup-steps must be 0 or more"),
     (["--model", "no-such-model"], "there is no model"),
     (["--data", "no-such-data"], "there is no data set"),
     (["--device", "warp"], "the device 'warp' cannot be used here"),
