@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from e2e_data import encode_table
+from e2e_data import check_lengths, encode_table
 from gpt2 import load_both, past_length
 from prefix import load_past
 from support.bases import NAMES
 from support.devices import pick_device
 from support.drawing import draw_tree
 from support.files import InputError, progress_bar, run_command
+from support.settings import DECODER, add_arguments
 from support.speed import Growing, pad, rows_that_stay, wanted_logits
 
 
@@ -116,13 +117,11 @@ def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length
     if 2 * num_beams > model.config.n_vocab - len(set(banned)):
         raise InputError(f"{num_beams} beams are too many for {model.config.n_vocab} tokens, of "
                          "which some are banned")
-    for number, (prompt, P) in enumerate(zip(prompts, past_lengths), 1):
-        room = model.config.n_ctx - P - max_new_tokens + 1  # the last new token is never read
-        if not prompt:
-            raise InputError(f"prompt {number} is empty")
-        if len(prompt) > room:
-            raise InputError(f"prompt {number} has {len(prompt)} tokens, but with {P} of a prefix "
-                             f"and {max_new_tokens} new ones there is room for {room}")
+    if [] in prompts:
+        raise InputError(f"prompt {prompts.index([]) + 1} is empty")
+    check_lengths([(f"prompt {number}", P, prompt, max_new_tokens)
+                   for number, (P, prompt) in enumerate(zip(past_lengths, prompts), 1)],
+                  model.config.n_ctx)
 
 
 @torch.no_grad()
@@ -135,8 +134,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
     ever wrote. The mask alone says which of them are a beam's own. So where one beam is continued
     twice and another is dropped, only the mask changes, and no key or value is ever copied.
     """
-    device = model.wte.weight.device
-    P = past_length(past)
+    device, P = model.device, past_length(past)
     past_lengths = torch.tensor(past_lengths, device=device)[:, None]  # [B, 1]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]  # [B, 1]
     tokens, places = pad(prompts, device)  # [B, T], [N]
@@ -220,11 +218,7 @@ def main():
     add("--model", default="tiny", metavar="NAME|DIR",
         help=f"{', '.join(NAMES)} or a folder (default: %(default)s)")
     add("--prefix", metavar="DIR", help="a folder with a prefix for this model, such as a run's")
-    add("--num-beams", type=int, default=3, metavar="K", help="(default: %(default)s)")
-    add("--max-new-tokens", type=int, default=40, metavar="N", help="(default: %(default)s)")
-    add("--length-penalty", type=float, default=1.0, metavar="A",
-        help="a score is the sum of log-probabilities over the length to this power "
-        "(default: %(default)s)")
+    add_arguments(parser, DECODER | {"num_beams": 3, "max_new_tokens": 40})
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
     model, tokenizer = load_both(args.model, pick_device(args.device))

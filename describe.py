@@ -87,11 +87,10 @@ def load_runs(sources, device="auto", base=None):
         return Run(settings, tokenizer, model, None), {first: None}
     named = settings["model"] = str(base or settings["model"])
     try:
-        model_folder(named)
+        model, tokenizer = load_both(named, pick_device(device))
     except InputError as error:
-        raise InputError(f"{first} needs the base that it was trained on: {error}; give it with "
+        raise InputError(f"{first} needs the base that it was trained on: {error}; or give it with "
                          "--model") from None
-    model, tokenizer = load_both(named, pick_device(device))
     now = {"model": named} | fingerprints(model, tokenizer)
     for source, its in every.items():
         pasts[source], made_from = load_past(source, model)
@@ -154,7 +153,7 @@ def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
 def search_tables(run, tables, past, decoder, batch_size, past_lengths=None, progress=False):
     """The best sentence for each table, after pasts as in `beam_search`."""
     prompts = [encode_table(run.tokenizer, table) for table in tables]
-    with autocast(run.model.wte.weight.device, run.settings["dtype"]):
+    with autocast(run.model.device, run.settings["dtype"]):
         found = beam_search(run.model, prompts, past, **decoder,
                             banned=banned_tokens(run.model, run.tokenizer),
                             past_lengths=past_lengths, batch_size=batch_size, progress=progress)
@@ -165,7 +164,7 @@ def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max
     """Yields for each table a sentence drawn from the model; at temperature 1 as it says."""
     banned, generator = banned_tokens(run.model, run.tokenizer), torch.Generator().manual_seed(seed)
     for table in tables:
-        with autocast(run.model.wte.weight.device, run.settings["dtype"]):
+        with autocast(run.model.device, run.settings["dtype"]):
             tokens = list(generate(run.model, encode_table(run.tokenizer, table), max_new_tokens,
                                    temperature, generator, banned, run.past))
         yield " ".join(run.tokenizer.decode(tokens).split())
@@ -176,8 +175,8 @@ def log_probability(run, table, sentence):
     """log p(sentence and its end | table) in nats, summed over their tokens. What the model reads
     is " " + table + "<|endoftext|>" + " " + sentence + "<|endoftext|>"."""
     example = encode_example(run.tokenizer, table, sentence)
-    batch = make_batch([example], run.model.wte.weight.device)
-    with autocast(batch.tokens.device, run.settings["dtype"]):
+    batch = make_batch([example], run.model.device)
+    with autocast(run.model.device, run.settings["dtype"]):
         logits = run.model(batch.tokens, run.past)  # [1, T, n_vocab]
     logits = logits.flatten(0, 1)[batch.wanted]  # -> [M, n_vocab]
     return logits.float().log_softmax(-1).gather(1, batch.targets[:, None]).sum().item()
@@ -191,9 +190,9 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     """
     test_file = split_path(find_data(data), "test")
     examples = read_examples(test_file.parent, "test")
-    check_lengths([(where, encode_table(run.tokenizer, table), decoder["max_new_tokens"])
-                   for where, (table, _) in examples], past_length(run.past),
-                  run.model.config.n_ctx, run.settings["model"])
+    P = past_length(run.past)
+    check_lengths([(where, P, encode_table(run.tokenizer, table), decoder["max_new_tokens"])
+                   for where, (table, _) in examples], run.model.config.n_ctx)
     groups = group_by_table(example for _, example in examples)
     tables, references = list(groups), list(groups.values())
     outputs = describe_tables(run, tables, decoder, batch_size, progress=True)
@@ -201,10 +200,10 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
         return None
     if out is not None:
         out = Path(out)
-        blocks = ["".join(f"{reference}\n" for reference in group) for group in references]
-        write_text(out / "references.txt", "\n".join(blocks))
-        for name, lines in (("tables.txt", tables), ("outputs.txt", outputs)):
-            write_text(out / name, "".join(f"{line}\n" for line in lines))
+        groups = ["\n".join(group) for group in references]  # with a blank line between them
+        write_text(out / "references.txt", "\n\n".join(groups) + "\n")
+        write_text(out / "tables.txt", "\n".join(tables) + "\n")
+        write_text(out / "outputs.txt", "\n".join(outputs) + "\n")
         (corpus,) = metrics.read_corpora(out / "references.txt", [out / "outputs.txt"],
                                          any_text=True)
         references, outputs = corpus.references, corpus.outputs

@@ -152,18 +152,18 @@ def encode_example(tokenizer, table, sentence):
     return encode_table(tokenizer, table), answer
 
 
-def check_lengths(examples, P, n_ctx, model):
+def check_lengths(examples, n_ctx):
     """Raises InputError where examples are too long for a model: how many, and the first.
 
-    examples   (where, prompt, number of new tokens), each to come after a prefix of P
+    examples   (where, length of the prefix, prompt, number of new tokens)
     """
-    too_long = [(where, len(prompt), n_new) for where, prompt, n_new in examples
+    too_long = [(where, P, len(prompt), n_new) for where, P, prompt, n_new in examples
                 if P + len(prompt) + n_new - 1 > n_ctx]  # the last token is never read
     if too_long:
-        where, n_table, n_new = too_long[0]
+        where, P, n_table, n_new = too_long[0]
         raise InputError(f"{where}: a prefix of {P}, a table of {n_table:,} and a sentence of "
-                         f"{n_new:,} tokens are more than the {n_ctx} that {model} has; leave out "
-                         f"or shorten such examples, {len(too_long):,} in all")
+                         f"{n_new:,} tokens are more than the {n_ctx} that the model has; leave "
+                         f"out or shorten such examples, {len(too_long):,} in all")
 
 
 @dataclass

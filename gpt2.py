@@ -154,6 +154,10 @@ class GPT2(nn.Module):
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.01 if name == "wpe.weight" else 0.02)
 
+    @property
+    def device(self):
+        return self.wte.weight.device
+
     def forward(self, tokens, past=None, positions=None, mask=None, return_past=False):
         """The logits [B, T, n_vocab] of the token that follows each token.
 
@@ -213,8 +217,7 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, ban
     temperature 0 takes the likeliest token each time, 1 draws from the model's own distribution.
     banned tokens are never written. A past, as in `GPT2.forward`, stands before `tokens`.
     """
-    device = model.wte.weight.device
-    newest = torch.tensor([tokens], device=device)
+    newest = torch.tensor([tokens], device=model.device)
     for _ in range(max_new_tokens):
         logits, past = model(newest, past, return_past=True)
         logits[..., list(banned)] = -torch.inf
@@ -222,7 +225,7 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, ban
             newest = logits[:, -1:].argmax(-1)  # [1, 1]
         else:
             probabilities = F.softmax(logits[:, -1] / temperature, -1).cpu()  # [1, n_vocab]
-            newest = torch.multinomial(probabilities, 1, generator=generator).to(device)
+            newest = torch.multinomial(probabilities, 1, generator=generator).to(model.device)
         if newest.item() == model.config.eos_token:
             return
         yield newest.item()

@@ -78,7 +78,7 @@ def activations(model, tokens):
 
     With this prefix in front the model does what it does with these tokens in front.
     """
-    _, past = model(torch.tensor([tokens], device=model.wte.weight.device), return_past=True)
+    _, past = model(torch.tensor([tokens], device=model.device), return_past=True)
     x = torch.stack([torch.stack(pair) for pair in past])  # [n_layer, 2, 1, n_head, P, head_dim]
     return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # Prefix.forward the other way round
 
@@ -122,7 +122,7 @@ def load_past(folder, model):
 
     Raises InputError where the folder holds none, or one for another shape of GPT-2.
     """
-    prefix = load_prefix(folder).to(model.wte.weight.device)
+    prefix = load_prefix(folder).to(model.device)
     for name in ("n_layer", "n_head", "n_embd"):
         if getattr(prefix.config, name) != getattr(model.config, name):
             raise InputError(f"{folder} holds a prefix for another shape of GPT-2: its {name} is "

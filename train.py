@@ -93,7 +93,6 @@ def train(settings, model, prefix, encoded, validation, record):
     encoded, validation   examples as `encode_example` gives them
     record                a Record, which goes on where it was stopped; its log is returned
     """
-    device = model.wte.weight.device
     trained = model if prefix is None else prefix
     # A frozen weight still takes part in the computation, and gradients pass through it to the
     # prefix; but none is computed for it, and no optimiser knows it.
@@ -103,12 +102,12 @@ def train(settings, model, prefix, encoded, validation, record):
     last_step = min(steps_per_epoch * settings.epochs, settings.max_steps or sys.maxsize)
     optimizer, schedule = make_optimizer(trained, settings.lr, last_step, settings.warmup_steps)
     parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule}
-    with record.begin(parts, steps_per_epoch, last_step, device):
+    with record.begin(parts, steps_per_epoch, last_step, model.device):
         while record.step < last_step:
             epoch, at = divmod(record.step, steps_per_epoch)  # at > 0: it was stopped in an epoch
             batches = shuffled_batches(encoded, settings.batch_size, settings.seed, epoch)
             for examples in batches[at : at + last_step - record.step]:
-                batch, weight = share_of_batch(examples, device)
+                batch, weight = share_of_batch(examples, model.device)
                 loss = train_step(model, prefix, batch, optimizer, schedule, settings.clip,
                                   settings.dtype, weight)
                 record.add(loss, sum(len(prompt) + len(answer) for prompt, answer in examples))
@@ -134,12 +133,11 @@ def count_targets(encoded):
 @torch.no_grad()
 def validation_loss(model, prefix, encoded, dtype="float32", batch_size=64):
     """The mean loss a token over all examples, in batches of similar lengths; None of none."""
-    device = model.wte.weight.device
     encoded = sorted(encoded, key=lambda example: len(example[0]) + len(example[1]))
     total = 0
     for at in range(0, len(encoded), batch_size):
-        batch = make_batch(encoded[at : at + batch_size], device)
-        with autocast(device, dtype):
+        batch = make_batch(encoded[at : at + batch_size], model.device)
+        with autocast(model.device, dtype):
             total += len(batch.targets) * batch_loss(model, prefix, batch).item()
     return total / count_targets(encoded) if encoded else None
 
@@ -180,8 +178,6 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
         run = asdict(settings) | made_from
         if rank() == 0:
             check_folder(folder, run, resume)
-            if is_finished(folder):
-                raise InputError(f"{folder} was finished by another process just now")
             write_json(folder / "run.json", run)
         check_one_folder(folder)
         torch.manual_seed(settings.seed)
@@ -242,6 +238,7 @@ def read_data(settings, model, tokenizer):
     Raises InputError for examples that have no room in the model, naming file and line.
     """
     folder, encoded, made_from, lengths = find_data(settings.data), {}, {}, []
+    P = settings.prefix_length if settings.mode == "prefix" else 0
     for split in SPLITS:
         path, encoded[split] = split_path(folder, split), []
         if split in WITHOUT and not path.exists():
@@ -252,10 +249,9 @@ def read_data(settings, model, tokenizer):
             prompt, answer = encode_example(tokenizer, *example)
             encoded[split].append((prompt, answer))
             n_new = settings.max_new_tokens if split == "test" else len(answer)
-            lengths.append((where, prompt, n_new))
+            lengths.append((where, P, prompt, n_new))
         made_from[f"{split}_sha256"] = sha256(path)
-    P = settings.prefix_length if settings.mode == "prefix" else 0
-    check_lengths(lengths, P, model.config.n_ctx, settings.model)
+    check_lengths(lengths, model.config.n_ctx)
     return encoded, made_from
 
 
@@ -278,7 +274,7 @@ def make_prefix(settings, model, tokenizer):
         words = tokenizer.encode(settings.prefix_words, allowed_special="all")
         start = activations(model, (words * length)[:length])
     prefix = Prefix(model.config, length, settings.prefix_hidden, settings.prefix_form, start)
-    return prefix.to(model.wte.weight.device)
+    return prefix.to(model.device)
 
 
 def save_weights(settings, trained, folder, made_from):

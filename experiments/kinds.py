@@ -68,7 +68,7 @@ def losses_of(run, encoded):
     """The loss of each token of all answers, in their order: float [M]."""
     losses = []
     for at in progress_bar(iterable=range(0, len(encoded), 32), desc="reading", unit=" batches"):
-        batch = make_batch(encoded[at : at + 32], run.model.wte.weight.device)
+        batch = make_batch(encoded[at : at + 32], run.model.device)
         logits = wanted_logits(run.model, batch.tokens, batch.places, batch.wanted, run.past)
         losses.append(F.cross_entropy(logits.float(), batch.targets, reduction="none"))
     return torch.cat(losses)

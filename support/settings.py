@@ -109,23 +109,23 @@ def types_of(one):
     return (*kinds, int) if float in kinds else kinds
 
 
-def add_arguments(parser, names=None, several=False):
-    """Adds an argument for each field of Settings, or for those of `names`.
+def add_arguments(parser, defaults=None, several=False):
+    """Adds an argument for each field of Settings, or for those of `defaults`, {name: default}.
 
     several    whether a field that may have several values takes them, as a list
     """
+    defaults = defaults or {one.name: one.default for one in fields(Settings)}
     for one in fields(Settings):
-        if names is not None and one.name not in names:
+        if one.name not in defaults:
             continue
-        told = dict(one.metadata)
+        told, default = dict(one.metadata), defaults[one.name]
         takes_several = told.pop("several", False) and several
-        if one.default is MISSING:
-            told["required"] = True
-        elif one.default is not None:
-            told["help"] += f" (default: {one.default})"
+        if default is MISSING:
+            told["required"], default = True, None
+        elif default is not None:
+            told["help"] += f" (default: {default})"
         if "choices" not in told:
             told.setdefault("type", types_of(one)[0])
-        default = None if one.default is MISSING else one.default
         if takes_several:
             told, default = told | {"nargs": "+"}, [default]
         parser.add_argument(option_of(one.name), default=default, **told)

@@ -243,7 +243,7 @@ def test_of_two_that_write_one_folder_one_is_refused(small_data, tmp_path):
     ([TABLE, "--out", "somewhere"], "--out goes with --data"),
     ([TABLE, "--seed", 3], "--seed goes with --temperature"),
     ([TABLE, "--num-beams", 0], "must be at least 1"),
-    ([" | ".join([TABLE] * 99)], "prompt 1 has"),
+    ([" | ".join([TABLE] * 99)], "prompt 1: a prefix of 0, a table of"),
     ([TABLE, "--temperature", 1, "--num-beams", 5], "--temperature draws: --num-beams"),
     ([TABLE, "--temperature", 1, "--length-penalty=1"], "--temperature draws: --num-beams"),
     *(([TABLE, "--temperature", value], "--temperature must be 0, or from 0.01 to 100")

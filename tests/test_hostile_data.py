@@ -266,7 +266,7 @@ LONG = "A b " * 600
 
 @pytest.mark.parametrize("split, long, message", [
     ("train", (f"name : {LONG}", "A."), "a prefix of 5, a table of [0-9,]+ and a sentence of 3 t"),
-    ("valid", ("name : A", LONG), "more than the 512 that tiny has"),
+    ("valid", ("name : A", LONG), "more than the 512 that the model has"),
     ("test", (f"name : {LONG}", "A."), "a sentence of 100 tokens"),
     ("test", ("name : A", LONG), None),  # a reference is never read by the model
 ])
@@ -285,11 +285,11 @@ def test_too_long_is_what_the_model_would_have_to_read_beyond_its_last_position(
         P, length, new_tokens):
     batch = make_batch([([1] * length, [2] * new_tokens)])
     needed = P + batch.tokens.shape[1]
-    examples = [(f"line {n}", [1] * length, new_tokens) for n in range(9)]
-    check_lengths(examples, P, needed, "tiny")
+    examples = [(f"line {n}", P, [1] * length, new_tokens) for n in range(9)]
+    check_lengths(examples, needed)
     with pytest.raises(InputError, match=f"line 0: a prefix of {P}, .* more than the {needed - 1} "
-                       "that tiny has.* 9 in all"):
-        check_lengths(examples, P, needed - 1, "tiny")
+                       "that the model has.* 9 in all"):
+        check_lengths(examples, needed - 1)
 
 
 def described(*arguments, stdin=""):
@@ -298,10 +298,10 @@ def described(*arguments, stdin=""):
 
 
 def test_a_long_table_is_named_by_its_number_and_in_a_data_set_by_its_line(tmp_path):
-    assert re.search("2 has [0-9,]+ tokens", described("name : A", f"name : {LONG}").error)
+    assert "prompt 2: a prefix of 0" in described("name : A", f"name : {LONG}").error
     data = write_splits(tmp_path / "data", "test", (f"name : {LONG}", "A."))
     error = described("--data", data).error
-    assert re.search("test.jsonl, line 3: .*more than the 512 that tiny has", error)
+    assert re.search("test.jsonl, line 3: .*more than the 512 that the model has", error)
 
 
 def test_tables_on_stdin_may_begin_with_a_byte_order_mark_and_must_be_utf_8():

@@ -85,8 +85,8 @@ def test_the_models_last_position_counts_for_each_row_by_its_own_past():
     assert all(len(best.tokens) == 5 for row in ours for best in row)
     for number, P, room in ((1, 16, 4), (2, 0, 20)):
         longer = [prompt + [1] * (i == number - 1) for i, prompt in enumerate(prompts)]
-        message = (f"prompt {number} has {room + 1} tokens, but with {P} of a prefix and 5 new "
-                   f"ones there is room for {room}")
+        message = (f"prompt {number}: a prefix of {P}, a table of {room + 1} and a sentence of 5 "
+                   "tokens are more than the 24")
         with pytest.raises(InputError, match=message):
             beam_search(model, longer, past, past_lengths=past_lengths, **options)
 
@@ -212,7 +212,7 @@ def test_runs_of_another_base_or_dtype_or_without_a_prefix_are_refused(runs, tmp
 def test_a_table_too_long_for_the_longest_prefix_is_refused_before_any_is_described(runs):
     tables = ["name : x", "name : y", "name : " + "x y " * 400]
     done = run_here(describe.main, runs[0], *tables, "--with", *runs[1:], "--device", "cpu")
-    assert re.search("prompt 3 has .* tokens, but with 7 of a prefix", done.error)
+    assert "prompt 3: a prefix of 7, a table of" in done.error
     assert done.stdout == ""
 
 

@@ -182,13 +182,13 @@ def test_every_loss_and_all_final_parameters_are_those_of_a_loop_around_peft_or_
 def test_only_what_the_mode_trains_changes_and_the_loss_falls(mode, tmp_path):
     model, prefix, examples = small_parts(mode, torch.float32)
     before = copy_of(model)
-    of = settings(mode, epochs=10, lr=0.1 if mode == "direct" else 1e-2)
+    of = settings(mode, epochs=20, lr=0.1 if mode == "direct" else 1e-2)
     log = train.train(of, model, prefix, examples, examples, Record(tmp_path))
     changed = any(not torch.equal(tensor, before[name])
                   for name, tensor in model.state_dict().items())
     assert changed == (mode == "finetune")
     losses = values_of(log, "validation_loss")
-    assert len(losses) == 10 and losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 20 and losses[-1] < 0.9 * losses[0]
     if prefix:
         assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -541,7 +541,7 @@ MISTAKES = [
     (["--model", "no-such-model"], "there is no model"),
     (["--data", "no-such-data"], "there is no data set"),
     (["--device", "warp"], "the device 'warp' cannot be used here"),
-    (["--prefix-length", "500"], "more than the 512 that tiny has"),
+    (["--prefix-length", "500"], "more than the 512 that the model has"),
     (["--resume"], "holds no run to go on with"),
     (["--prefix-length", "3", "0"], "--prefix-length must be above 0 and finite, but is 0"),
     (["--prefix-length", "3", "3"], "--prefix-length 3 3: give each number once"),

@@ -91,7 +91,7 @@ def ways_of_one_model(model, prompts, length, batch_sizes):
 
 def ways_of_many_prefixes(model, prompts, length, prefix_length):
     """{name: a search for all prompts, each with a prefix of its own}."""
-    with model.wte.weight.device:
+    with model.device:
         prefixes = [Prefix(model.config, prefix_length, form="direct") for _ in prompts]
     pasts = [[(key.detach(), value.detach()) for key, value in prefix()] for prefix in prefixes]
     peft_model = peft_adapters(hugging_face_twin(model), prefixes)
