@@ -67,16 +67,16 @@ class Search:
 
 
 def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, length_penalty=1.0,
-                banned=(), past_lengths=None, batch_size=64, progress=False):
+                banned=(), past_lengths=None, batch_size=64):
     """The best continuations of each prompt, as Hugging Face's `generate(early_stopping=False)`.
 
-    prompts       lists of tokens, of any lengths; batch_size of them are searched at once
+    prompts       lists of tokens, of any lengths; batch_size of them are searched at once, and
+                  of several batches a bar on stderr shows how many are done
     past          for each layer (key, value), each [B, n_head, P, head_dim]: one before every
                   prompt (B = 1), or a row for each prompt, in the prompts' order
     past_lengths  for each prompt how much of its past is real, at its end: what stands in front
                   is padding, as of `stack_pasts`; by default all of it, P
     banned        tokens that are never written
-    progress      whether to show a bar on stderr
     returns       for each prompt, num_beams times Hypothesis(tokens, score), best first
     Raises InputError where a prompt is empty or too long, the pasts are not as many, or the
     vocabulary is too small for so many beams.
@@ -95,7 +95,7 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     # Prompts of similar lengths go together, so that there is little padding in a batch.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     with progress_bar(total=len(prompts), desc="decoding", unit=" tables",
-                      disable=not progress) as bar:
+                      disable=len(prompts) <= batch_size) as bar:
         for at in range(0, len(prompts), batch_size):
             batch = by_length[at : at + batch_size]
             its_past = past if n_pasts == 1 else [(key[batch], value[batch]) for key, value in past]

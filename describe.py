@@ -79,7 +79,7 @@ def load_runs(sources, device="auto", base=None):
     for source, its in every.items():
         is_alike = its["mode"] == "prefix" and its["dtype"] == settings["dtype"]
         if len(every) > 1 and not is_alike:
-            raise InputError(f"leave out {source}: it is no prefix of the dtype that {first} has")
+            raise InputError(f"leave out {source}: it is no prefix, or not of {first}'s dtype")
     if settings["mode"] != "prefix":
         if base is not None:
             raise InputError(f"{first} is a whole model, to which no other base can be given")
@@ -123,19 +123,17 @@ def read_source(source):
                            "adapter": str(source)}
     is_model = any((folder / name).exists() for name in ("config.json", "hparams.json"))
     if source not in NAMES and not is_model:
-        inside = sorted(path.parent.name for path in folder.glob("*/run.json"))
-        if inside:
-            raise InputError(f"{folder} holds several runs: give one of them, such as "
-                             f"{folder / inside[0]} ({', '.join(inside[:9])})")
-        raise InputError(f"{folder} holds neither a run nor a model: run.json, "
-                         "adapter_config.json, config.json and hparams.json are all missing")
+        inside = [str(path.parent) for path in sorted(folder.glob("*/run.json"))]
+        what = f"give one of those in it: {', '.join(inside[:9])}" if inside else (
+            "run.json, adapter_config.json, config.json and hparams.json are all missing")
+        raise InputError(f"{folder} holds neither a run nor a model; {what}")
     return settings
 
 
-def describe_tables(run, tables, decoder=DECODER, batch_size=64, progress=False):
+def describe_tables(run, tables, decoder=DECODER, batch_size=64):
     """The best sentence for each table, in one line. `decoder`: settings as in DECODER."""
     mine = tables[rank() :: world_size()]  # of several processes each describes its share
-    return collect(search_tables(run, mine, run.past, decoder, batch_size, progress=progress))
+    return collect(search_tables(run, mine, run.past, decoder, batch_size))
 
 
 def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
@@ -150,13 +148,13 @@ def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
         yield from ({name: next(sentences) for name in pasts} for _ in some)
 
 
-def search_tables(run, tables, past, decoder, batch_size, past_lengths=None, progress=False):
+def search_tables(run, tables, past, decoder, batch_size, past_lengths=None):
     """The best sentence for each table, after pasts as in `beam_search`."""
     prompts = [encode_table(run.tokenizer, table) for table in tables]
     with autocast(run.model.device, run.settings["dtype"]):
         found = beam_search(run.model, prompts, past, **decoder,
                             banned=banned_tokens(run.model, run.tokenizer),
-                            past_lengths=past_lengths, batch_size=batch_size, progress=progress)
+                            past_lengths=past_lengths, batch_size=batch_size)
     return [" ".join(run.tokenizer.decode(best.tokens).split()) for best, *_ in found]
 
 
@@ -195,7 +193,7 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
                    for where, (table, _) in examples], run.model.config.n_ctx)
     groups = group_by_table(example for _, example in examples)
     tables, references = list(groups), list(groups.values())
-    outputs = describe_tables(run, tables, decoder, batch_size, progress=True)
+    outputs = describe_tables(run, tables, decoder, batch_size)
     if rank() > 0:  # one process scores and writes
         return None
     if out is not None:
@@ -209,8 +207,8 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
         references, outputs = corpus.references, corpus.outputs
     scores = metrics.evaluate(references, outputs)
     if out is not None:
-        versions = {"python": platform.python_version()}
-        versions |= {name: version(name) for name in ("torch", "tiktoken")}
+        versions = {name: version(name) for name in ("torch", "tiktoken")}
+        versions = {"python": platform.python_version()} | versions
         signature = {
             "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
             "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
@@ -220,8 +218,8 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     for i in range(0, len(tables), math.ceil(len(tables) / 4)):  # a few, spread over the test set
         print(f"\ntable      {tables[i]}\nmodel      {outputs[i]}\nreference  {references[i][0]}")
 
-    label = ", ".join((run.settings["mode"], Path(run.settings["model"]).name, Path(data).name))
-    rows = [(label, scores)]
+    name = f"{run.settings['mode']}, {Path(run.settings['model']).name}, {Path(data).name}"
+    rows = [(name, scores)]
     if test_file.name == SRC1_NAMES["test"] and is_known(test_file):
         rows += [(name, dict(zip(metrics.METRICS, figures.split())))
                  for name, figures in PUBLISHED.items()]
@@ -302,7 +300,7 @@ def describe(args, decoder):
     elif args.temperature is not None:
         lines = draw_sentences(run, tables, args.temperature, args.seed, args.max_new_tokens)
     else:
-        lines = describe_tables(run, tables, decoder, args.decode_batch_size, len(tables) > 20)
+        lines = describe_tables(run, tables, decoder, args.decode_batch_size)
     for line in lines:
         print(line)
 

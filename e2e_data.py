@@ -77,6 +77,7 @@ def read_slot(slot):
 
 
 KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
+SLOT = r"([^\s\[\],](?:[^\[\],]*[^\s\[\],])?)\[([^\[\]]*)\]"  # key[value], no blank around the key
 
 
 def linearize(meaning_representation):
@@ -86,12 +87,10 @@ def linearize(meaning_representation):
     'name : Blue Spice | Type : coffee shop | price : £ 20 - 25'
     """
     text = meaning_representation.strip()
-    slots = [slot.partition("[")[::2] for slot in text.removesuffix("]").split("], ")]
-    is_plain = all(key.strip() == key != "" and not set("[],") & set(key) for key, _ in slots)
-    has_brackets = any(set("[]") & set(value) for _, value in slots)
-    if not is_plain or has_brackets or ", ".join(f"{k}[{value}]" for k, value in slots) != text:
+    if not re.fullmatch(f"{SLOT}(?:, {SLOT})*", text):
         raise InputError(f"`key[value], key[value], ...` was expected, but it is {text[:200]!r}")
-    return join_slots((KEYS.get(key, key), tokenise_value(value)) for key, value in slots)
+    return join_slots((KEYS.get(key, key), tokenise_value(value))
+                      for key, value in re.findall(SLOT, text))
 
 
 def join_slots(slots):

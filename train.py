@@ -219,17 +219,17 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
 
 
 def settle(settings):
-    """The settings, checked, with what follows from others: absolute paths, so that the run finds
-    its base and data from everywhere, the width of networks, the learning rate."""
+    """A copy of the settings, checked, with what follows from others: absolute paths, so that the
+    run finds its base and data from everywhere, the width of networks, the learning rate."""
     model, data = str(settings.model), str(settings.data)
     model = model if model in NAMES else str(Path(model).resolve())
     data = data if data in ("e2e", "sample") else str(Path(data).resolve())
     settings = replace(settings, model=model, data=data).check()
-    hidden = settings.prefix_hidden
-    if settings.mode == "prefix" and hidden is None:
-        hidden = HIDDEN.get(settings.prefix_form)
-    lr = default_learning_rate(settings) if settings.lr is None else settings.lr
-    return replace(settings, prefix_hidden=hidden, lr=lr)
+    if settings.mode == "prefix" and settings.prefix_hidden is None:
+        settings.prefix_hidden = HIDDEN.get(settings.prefix_form)
+    if settings.lr is None:
+        settings.lr = default_learning_rate(settings)
+    return settings
 
 
 def read_data(settings, model, tokenizer):

@@ -80,7 +80,7 @@ def test_outputs_are_what_peft_or_hugging_face_generate_from_the_runs_folder(fol
     outputs = metrics.read_outputs(folder / "outputs.txt")
     assert outputs == sentences_by_generate(opened_by_others(folder), tables, **BEAMS)
     # They are not what would come without what was trained.
-    bare = describe_tables(load_run("tiny", "cpu"), tables, BEAMS, 64, progress=False)
+    bare = describe_tables(load_run("tiny", "cpu"), tables, BEAMS)
     assert sum(a != b for a, b in zip(outputs, bare)) > len(tables) / 2
 
 
@@ -91,7 +91,7 @@ def test_what_others_open_has_the_last_validation_loss_of_the_training(folder, s
     tokenizer = load_tokenizer("tiny")
     encoded = [encode_example(tokenizer, *example) for example in split(small_data, "valid")]
     loss = hugging_face_loss(opened_by_others(folder), encoded).item()
-    assert loss == pytest.approx(losses[-1], rel=1e-4) and abs(losses[-1] - losses[0]) > 0.05
+    assert loss == pytest.approx(losses[-1], rel=1e-4) and abs(losses[-1] - losses[0]) > 0.03
 
 
 # --------------------------------------------------------------------------------------------------
@@ -215,8 +215,8 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path, prefix_run):
     assert "has no adapter_model.safetensors yet" in done.error and "--resume" in done.error
     (tmp_path / "several").mkdir()
     shutil.copytree(prefix_run[0], tmp_path / "several" / "one")
-    assert f"give one of them, such as {tmp_path / 'several' / 'one'}" in run_here(
-        describe.main, tmp_path / "several", TABLE).error
+    done = run_here(describe.main, tmp_path / "several", TABLE)
+    assert f"give one of those in it: {tmp_path / 'several' / 'one'}" in done.error
 
 
 def test_weights_of_which_one_bit_is_another_are_refused(folder, tmp_path):

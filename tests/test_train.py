@@ -66,20 +66,6 @@ def values_of(log, name="loss"):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["network", "direct", "finetune"])
-def test_the_loss_is_hugging_faces_over_the_sentences_alone(mode):
-    model, prefix, examples = small_parts(mode)
-    twin, log_probs = hugging_face_twin(model), []
-    if prefix:
-        twin = peft_twin(twin, prefix)
-    for prompt, answer in examples:
-        logits = twin(torch.tensor([prompt + answer])).logits[0]
-        for at, token in enumerate(answer, len(prompt)):
-            log_probs.append(logits[at - 1].log_softmax(-1)[token])
-    loss = train.batch_loss(model, prefix, make_batch(examples))
-    assert_close(loss, -torch.stack(log_probs).mean())
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_no_size_in_a_step_depends_on_what_is_on_the_device_and_no_work_is_done_on_padding(mode):
     """Or the host would wait for the device in each step. There are no numbers on "meta"."""
@@ -100,19 +86,6 @@ def test_torch_compile_sees_the_loss_as_one_graph(mode):
     model, prefix, examples = small_parts(mode, torch.float32)
     explained = torch._dynamo.explain(train.batch_loss)(model, prefix, make_batch(examples))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
-
-
-def test_one_step_follows_the_gradient_of_its_own_batch_alone():
-    """Those of the step before are gone."""
-    model, prefix, examples = small_parts("direct")
-    optimizer = torch.optim.SGD(prefix.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    for batch in (make_batch(examples[:3]), make_batch(examples[3:])):
-        before = prefix.embedding.weight.detach().clone()
-        (gradient,) = torch.autograd.grad(train.batch_loss(model, prefix, batch),
-                                          prefix.parameters())
-        train.train_step(model, prefix, batch, optimizer, schedule, clip=1e9)
-        assert_close(prefix.embedding.weight.detach(), before - 0.1 * gradient, 1e-12)
 
 
 # --------------------------------------------------------------------------------------------------
