@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import fuzz_data
 import pytest
 from conftest import run_here
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import describe
@@ -373,6 +373,7 @@ groups = st.lists(sentences, min_size=1, max_size=3)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None,
           max_examples=20)
 @given(st.lists(st.tuples(groups, written), min_size=2, max_size=4))
+@example([(["A."], "\ufeffA ."), (["B."], "B .")])  # a mark that readers take away
 def test_a_runs_own_files_read_by_the_scorer_hold_what_the_run_scored(monkeypatch, parts):
     check_own_files(monkeypatch, [group for group, _ in parts], [output for _, output in parts])
 
