@@ -303,17 +303,15 @@ def test_a_seed_gives_the_same_prefix_to_the_bit_and_another_seed_another(small_
                                                                           only_training):
     kept = []
     for number, seed in enumerate((1, 1, 2)):
-        # At such a rate no number changes, so that the start alone is seen.
-        for name, options in (("trained", ()), ("start", ("--lr", 1e-30))):
-            folder = tmp_path / f"{name}-{number}"
-            done = train_here(small_data, folder, "--max-steps", 1, "--batch-size", 1,
-                              "--prefix-hidden", 16, "--seed", seed, *options)
-            assert done.error is None, done.error
-            kept.append(load_file(folder / "adapter_model.safetensors")["prompt_embeddings"])
-    assert all(torch.equal(*pair) for pair in zip(kept[0:2], kept[2:4]))
-    assert not any(torch.equal(*pair) for pair in zip(kept[0:2], kept[4:6]))
-    torch.manual_seed(1)
-    assert torch.equal(kept[1], Prefix(load_config("tiny"), 5, 16).key_values())
+        folder = tmp_path / str(number)
+        done = train_here(small_data, folder, "--max-steps", 1, "--batch-size", 1, "--seed", seed,
+                          "--prefix-hidden", 16)
+        assert done.error is None, done.error
+        kept.append(load_file(folder / "adapter_model.safetensors")["prompt_embeddings"])
+    assert torch.equal(kept[0], kept[1]) and not torch.equal(kept[0], kept[2])
+    torch.manual_seed(1)  # where it starts, not the order of the batches alone
+    start = Prefix(load_config("tiny"), 5, 16).key_values()
+    assert (kept[0] - start).abs().mean() < 0.3 * (kept[2] - start).abs().mean()
 
 
 @pytest.mark.parametrize("form", ["network", "per-layer", "direct"])
@@ -397,7 +395,7 @@ def several_runs(tmp_path_factory, small_data):
     """Two lengths and two seeds from one command."""
     folder = tmp_path_factory.mktemp("runs") / "several"
     arguments = (small_data, folder, "--max-steps", 1, "--batch-size", 2, "--prefix-length", 1, 2,
-                 "--seed", 0, 1, "--prefix-form", "direct", "--prefix-words", "a pub")
+                 "--seed", 0, 1, "--prefix-form", "direct", "--max-new-tokens", 4)
     done = train_here(*arguments)
     assert done.error is None, done.error
     return folder, done, arguments
