@@ -100,6 +100,9 @@ def train(settings, model, prefix, encoded, validation, record):
     trained.train()
     steps_per_epoch = math.ceil(len(encoded) / settings.batch_size)
     last_step = min(steps_per_epoch * settings.epochs, settings.max_steps or sys.maxsize)
+    if settings.warmup_steps >= last_step:
+        print(f"note: the learning rate rises for {settings.warmup_steps:,} steps, and there are "
+              f"{last_step:,}; it never reaches {settings.lr}")
     optimizer, schedule = make_optimizer(trained, settings.lr, last_step, settings.warmup_steps)
     parts = {"trained": trained, "optimizer": optimizer, "schedule": schedule}
     with record.begin(parts, steps_per_epoch, last_step, model.device):
