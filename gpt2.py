@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from support import bases, hugging_face
-from support.devices import pick_device
+from support.devices import Unset, pick_device
 from support.files import InputError, run_command, seed_number
 from support.tokenizer import Tokenizer
 
@@ -248,7 +248,7 @@ def load_model(source, device="cpu", dtype=torch.float32):
     Tensors become the parameters one by one: no second copy of the model is ever in memory. Raises
     InputError where a file is missing or damaged, or does not hold just such a model.
     """
-    with torch.device("meta"):  # shapes without memory
+    with torch.device("meta"), Unset():  # shapes without memory
         model = GPT2(load_config(source))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     model.load_state_dict(bases.read_weights(source, shapes, device, dtype), assign=True)

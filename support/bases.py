@@ -56,13 +56,16 @@ def model_folder(source, needed=()):
 # --------------------------------------------------------------------------------------------------
 
 
-def check_sizes(sizes):
-    """Raises InputError where the sizes of a GPT-2, or of a prefix for it, are none."""
+def check_sizes(sizes, where=""):
+    """Raises InputError where the sizes of a GPT-2, or of a prefix for it, are none.
+
+    where      the beginning of its sentence, such as "FILE: "
+    """
     for name, size in sizes.items():
         if name != "eos_token" and (type(size) is not int or size < 1):
-            raise InputError(f"{name} must be a whole number above 0, but is {size!r}")
+            raise InputError(f"{where}{name} must be a whole number above 0, but is {size!r}")
     if sizes["n_embd"] % sizes["n_head"]:
-        raise InputError(f"n_embd ({sizes['n_embd']}) must be a multiple of n_head "
+        raise InputError(f"{where}n_embd ({sizes['n_embd']}) must be a multiple of n_head "
                          f"({sizes['n_head']})")
 
 
@@ -88,17 +91,11 @@ def read_config(source):
     if missing := [name for name in SIZES if name not in values]:
         raise InputError(f"{path}: {', '.join(missing)} is missing")
     values = {name: values[name] for name in SIZES} | {"eos_token": values.get("eos_token")}
-    try:
-        check_sizes(values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    for name, size in PUBLISHED.items():  # a wrong number of heads shows nowhere else
-        same_shape = all(values[part] == size[part] for part in ("n_embd", "n_layer"))
-        other_heads = same_shape and values["n_head"] != size["n_head"]
-        is_other = any(values[part] != size[part] for part in SIZES)
-        if is_openai and source == name and is_other or (
-                other_heads and (is_openai or source in PUBLISHED)):
-            raise InputError(f"{path} is not that of {name}: {values}; fetch it again")
+    check_sizes(values, f"{path}: ")
+    for name in ("n_embd", "n_head", "n_layer"):  # a wrong number of heads shows nowhere else
+        if values[name] != PUBLISHED.get(source, values)[name]:
+            raise InputError(f"{path} is not that of {source}: its {name} is {values[name]}; fetch "
+                             "it again")
     if is_openai:
         index, data = (check_file(folder / f"model.ckpt.{name}")
                        for name in ("index", "data-00000-of-00001"))
@@ -204,7 +201,7 @@ def read_adapter_config(folder):
     Raises InputError where it is of another kind.
     """
     path = refuse_file(Path(folder)) / "adapter_config.json"
-    values = read_json(check_file(path))
+    values = read_json(path)
     for name, allowed in ADAPTER_KIND.items():
         if values.get(name) not in allowed:
             raise InputError(f"{path}: {name} is {values.get(name)!r}, but only {allowed[0]!r} is "
@@ -213,10 +210,7 @@ def read_adapter_config(folder):
     if missing := [name for name in needed if name not in values]:
         raise InputError(f"{path}: {', '.join(missing)} is missing")
     sizes = {name: values[theirs] for name, theirs in ADAPTER_SIZES.items()}
-    try:
-        check_sizes(sizes)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    check_sizes(sizes, f"{path}: ")
     return sizes, values["base_model_name_or_path"]
 
 

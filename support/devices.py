@@ -5,8 +5,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from support.files import InputError
+
+
+class Unset(TorchFunctionMode):
+    """A context in which modules draw no numbers: those on the device "meta" have none, but PyTorch
+    would load its compiler to draw them, for two seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.init.normal_:
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def pick_device(name):

@@ -2,10 +2,9 @@
 
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
@@ -46,9 +45,9 @@ def download(url, path, expected_sha256=None, expected_size=None):
 
 @contextmanager
 def alone(path):
-    """Lets one process at a time fetch `path`."""
+    """Lets one process at a time fetch into the folder of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
+    lock = FileLock(path.parent / ".lock")
     try:
         acquire(lock)
     except Timeout:
@@ -57,8 +56,6 @@ def alone(path):
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file
-            Path(lock.lock_file).unlink()
         lock.release()
 
 
@@ -74,8 +71,6 @@ def fetch(url, part, expected_size):
         have = part.stat().st_size
         furthest, tries = (have, 1) if have > furthest else (furthest, tries + 1)
         if tries == TRIES:
-            if not have:
-                part.unlink()
             raise InputError(f"{url} could not be downloaded ({reason}); run the same command again"
                              f" to go on, or fetch it by hand into {part.parent}/")
         print(f"{part.stem}: {reason}; trying again in {PAUSE} s", file=sys.stderr)
@@ -109,8 +104,6 @@ def receive(url, file, expected_size):
             if bar.n == start or total not in (None, bar.n):
                 raise Failure(f"the connection closed after {bar.n:,} bytes")
     except (OSError, HTTPException, ValueError) as error:
-        if isinstance(error, HTTPError) and error.code == 416:  # nothing is left to send:
-            if error.headers.get("Content-Range") == f"bytes */{start}":  # `file` is whole,
-                return
-            file.truncate(0)  # or of another file
+        if getattr(error, "code", None) == 416:  # the server's file ends before `file` does
+            file.truncate(0)
         raise Failure(repr(error)[:200]) from None

@@ -121,14 +121,9 @@ def progress_bar(**options):
     from tqdm import tqdm
 
     stream = getattr(sys.stderr, "stream", sys.stderr)  # a bar goes back to its line's start
-    if stream.isatty() or is_notebook():
+    if stream.isatty() or "ipykernel" in sys.modules:  # a cell of Jupyter or Colab, too, moves it
         return tqdm(**options, file=stream)
     return tqdm(**options, file=Lines(sys.stderr), mininterval=30)
-
-
-def is_notebook():
-    """Whether a cell of Jupyter or Colab runs this; there a bar may move, too."""
-    return "ipykernel" in sys.modules
 
 
 class Lines:
@@ -276,9 +271,7 @@ def first_line(error):
 
 def read_json(path):
     """The object that a JSON file holds. Raises InputError."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} is missing")
+    path = check_file(Path(path))
     with blaming(path, "holds no JSON object that can be read"):
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
         if not isinstance(values, dict):

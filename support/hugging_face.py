@@ -35,7 +35,7 @@ WEIGHTS = (  # the first that is there is read, as transformers does
 
 def read_config(path):
     """The sizes in a config.json by OpenAI's names, and eos_token. InputError for other models."""
-    values = read_json(check_file(path))
+    values = read_json(path)
     with blaming(path, "is not of a GPT-2 that is supported here"):
         for name, value in ONLY.items():
             found = values.get(name, value)
@@ -58,7 +58,7 @@ def weight_files(folder):
             f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin")
     if path.suffix != ".json":
         return [check_file(path)]
-    with blaming(check_file(path)):
+    with blaming(path):
         shards = sorted(set(read_json(path)["weight_map"].values()))
         for name in shards:
             if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name):

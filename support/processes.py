@@ -105,8 +105,7 @@ def check_one_folder(folder):
     if rank() == 0:
         mark.touch()
     wait_for_all()
-    seen = collect([mark.exists()])
-    wait_for_all()
+    seen = collect([mark.exists()])  # for which each waits for all
     if rank() == 0:
         mark.unlink()
     if not all(seen):

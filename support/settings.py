@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from support.bases import PUBLISHED, count_weights, read_config
-from support.files import ROOT, InputError, seed_number
+from support.files import InputError, seed_number
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
                  "finetune": 5e-5}  # and its fine-tuning
@@ -109,17 +109,15 @@ def types_of(one):
     return (*kinds, int) if float in kinds else kinds
 
 
-def add_arguments(parser, defaults=None, several=False):
-    """Adds an argument for each field of Settings, or for those of `defaults`, {name: default}.
-
-    several    whether a field that may have several values takes them, as a list
-    """
+def add_arguments(parser, defaults=None):
+    """Adds an argument for each field of Settings, or for those of `defaults`, {name: default}. One
+    of which a run may be asked for each of several values is a list."""
     defaults = defaults or {one.name: one.default for one in fields(Settings)}
     for one in fields(Settings):
         if one.name not in defaults:
             continue
         told, default = dict(one.metadata), defaults[one.name]
-        takes_several = told.pop("several", False) and several
+        takes_several = told.pop("several", False)
         if default is MISSING:
             told["required"], default = True, None
         elif default is not None:
@@ -173,7 +171,7 @@ def read_arguments():
                         help="the run's folder (default: runs/MODE-MODEL-DATA)")
     parser.add_argument("--resume", action="store_true", help="go on where the same command was "
                         "stopped; of several runs, with those not finished")
-    add_arguments(parser, several=True)
+    add_arguments(parser)
     add_device_arguments(parser)
     args = parser.parse_args()
     if args.demo:
@@ -194,9 +192,6 @@ def single_runs(args, out):
                              "number once")
     if len(lengths) == len(seeds) == 1:
         return {out: Settings(**values | {"prefix_length": lengths[0], "seed": seeds[0]})}
-    if out.resolve() in (Path(args.model).resolve(), ROOT / "models" / args.model,
-                         Path(args.data).resolve(), ROOT / "data" / args.data):
-        raise InputError(f"{out} holds the base or the data; give another --out")
     for length in lengths:
         for seed in seeds:
             name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"

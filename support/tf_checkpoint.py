@@ -4,11 +4,8 @@ A checkpoint is an index and a data file. The data file is the variables' bytes,
 other; the index says where each of them lies. It is a table in LevelDB's format, blocks of sorted
 (key, value) pairs: a key is a variable's name, its value a BundleEntryProto
 (tensorflow/core/protobuf/tensor_bundle.proto; leveldb/doc/table_format.md).
-
-    python tf_checkpoint.py models/gpt2/model.ckpt          the variables, their shapes and sizes
 """
 
-import argparse
 import math
 import re
 import struct
@@ -17,7 +14,7 @@ from pathlib import Path
 import crc32c
 import torch
 
-from support.files import InputError, run_command
+from support.files import InputError
 
 MAGIC = bytes.fromhex("57fb808b247547db")  # the last eight bytes of every table
 
@@ -169,19 +166,3 @@ def read_message(data):
 def mask_crc(crc):
     """The form in which LevelDB and TensorFlow store a CRC32C."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description="Lists a TensorFlow checkpoint's variables and checks every checksum.")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT",
-                        help="its path, without .index or .data-00000-of-00001")
-    count = 0
-    for name, tensor in read_tf_checkpoint(parser.parse_args().checkpoint):
-        print(f"{name:<30} {str(list(tensor.shape)):>18} {tensor.numel():>12,}")
-        count += tensor.numel()
-    print(f"{'all checksums are right':<49} {count:>12,}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -127,8 +127,6 @@ def read_vocabulary(folder, end):
         if not are_ids or len(set(ids.values())) < len(ids):
             raise ValueError("the ids must be whole numbers, each another one")
         bytes_of = bytes_of_characters()
-        if unknown := set("".join(ids.keys() - added)) - bytes_of.keys():
-            raise ValueError(f"{min(unknown)!r} is not one of the 256 characters for bytes")
         if not bytes_of.keys() <= ids.keys():
             raise ValueError("some of the 256 bytes have no token")
     known, last = {character: ids[character] for character in bytes_of}, -1
@@ -186,10 +184,9 @@ def special_tokens(values):
 def bytes_of_characters():
     """{character: byte} of the vocabulary files.
 
-    A printable byte is itself, the others are U+0100, U+0101, ...
+    A printable byte but the blank is itself, the others are U+0100, U+0101, ...
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1),
-                 *range(ord("®"), ord("ÿ") + 1)]
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]
     characters = {chr(byte): bytes([byte]) for byte in printable}
     return characters | {chr(256 + i): bytes([byte]) for i, byte in enumerate(others)}

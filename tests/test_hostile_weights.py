@@ -1,39 +1,189 @@
 """Files of weights that are wrong in any way: nothing is taken for what it is not."""
 
+import io
 import json
 import math
+import random
 import re
 import shutil
 import struct
+import time
 import tracemalloc
 import zipfile
+from pathlib import Path
 
+import google_crc32c
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from fuzz_weights import block, field, fuzz, make_folders, tf_index, tf_pairs
+from transformers import AutoTokenizer
 
 import gpt2
-from gpt2 import load_config, load_model
-from prefix import load_prefix
+from gpt2 import GPT2, GPT2Config, load_both, load_config, load_model, save_model
+from prefix import Prefix, load_prefix, save_prefix
 from support import bases
-from support.files import InputError
-from support.tf_checkpoint import read_tf_checkpoint
+from support.files import InputError, write_json
+from support.tf_checkpoint import MAGIC, read_tf_checkpoint
+
+INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
+SIZES = {"n_vocab": 304, "n_ctx": 8, "n_embd": 4, "n_head": 2, "n_layer": 2}
+
+# --------------------------------------------------------------------------------------------------
+# OpenAI's files, whole or with anything in them; every checksum is right
+# --------------------------------------------------------------------------------------------------
+
+
+def varint(number):
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
+def field(number, value):
+    """A protobuf field."""
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    return varint(number << 3) + varint(value)
+
+
+def masked_crc(content):
+    crc = google_crc32c.value(content)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def block(pairs):
+    """A LevelDB block with its checksum after it; a pair is (shared, rest of the key, value)."""
+    content = b"".join(
+        varint(shared) + varint(len(rest)) + varint(len(value)) + rest + value
+        for shared, rest, value in pairs
+    ) + struct.pack("<II", 0, 1)
+    return content + b"\0" + masked_crc(content + b"\0")
+
+
+def tf_index(*blocks, named=1):
+    """A whole index around blocks of pairs, each of which it names so many times."""
+    index, handles = b"", []
+    for pairs in blocks:
+        stored = block(pairs)
+        place = varint(len(index)) + varint(len(stored) - 5)
+        handles += [(0, pairs[-1][1], place)] * named
+        index += stored
+    footer = b""
+    for stored in (block([]), block(handles)):  # the meta-index, the index
+        footer += varint(len(index)) + varint(len(stored) - 5)
+        index += stored
+    return index + footer.ljust(40, b"\0") + MAGIC
+
+
+def tf_pairs(variables):
+    """(pairs of the index, the data file) of {name: float32 array}."""
+    pairs, data = [(0, b"", field(1, 1))], b""
+    for name, array in sorted(variables.items()):
+        content = array.tobytes()
+        shape = b"".join(field(2, field(1, size)) for size in array.shape)
+        value = field(1, 1) + field(2, shape) + field(4, len(data)) + field(5, len(content))
+        pairs.append((0, name.encode(), value + bytes([6 << 3 | 5]) + masked_crc(content)))
+        data += content
+    return pairs, data
+
+
+def published_layout(n_vocab, n_ctx, n_embd, n_head, n_layer):
+    """(name in OpenAI's checkpoint, name in GPT2, shape there) for each variable of a GPT-2."""
+    n = n_embd
+    layer_layout = (
+        ("ln_1/g", "ln_1.weight", (n,)),
+        ("ln_1/b", "ln_1.bias", (n,)),
+        ("attn/c_attn/w", "attn.c_attn.weight", (1, n, 3 * n)),
+        ("attn/c_attn/b", "attn.c_attn.bias", (3 * n,)),
+        ("attn/c_proj/w", "attn.c_proj.weight", (1, n, n)),
+        ("attn/c_proj/b", "attn.c_proj.bias", (n,)),
+        ("ln_2/g", "ln_2.weight", (n,)),
+        ("ln_2/b", "ln_2.bias", (n,)),
+        ("mlp/c_fc/w", "mlp.c_fc.weight", (1, n, 4 * n)),
+        ("mlp/c_fc/b", "mlp.c_fc.bias", (4 * n,)),
+        ("mlp/c_proj/w", "mlp.c_proj.weight", (1, 4 * n, n)),
+        ("mlp/c_proj/b", "mlp.c_proj.bias", (n,)),
+    )
+    layout = [
+        ("model/wte", "wte.weight", (n_vocab, n)),
+        ("model/wpe", "wpe.weight", (n_ctx, n)),
+        ("model/ln_f/g", "ln_f.weight", (n,)),
+        ("model/ln_f/b", "ln_f.bias", (n,)),
+    ]
+    for layer in range(n_layer):
+        for theirs, ours, shape in layer_layout:
+            layout.append((f"model/h{layer}/{theirs}", f"h.{layer}.{ours}", shape))
+    return layout
+
+
+def random_variables(sizes):
+    """{name in OpenAI's checkpoint: array} of a model of random weights."""
+    draw = np.random.default_rng(0)
+    return {name: draw.standard_normal(shape, dtype=np.float32)
+            for name, _, shape in published_layout(**sizes)}
+
+
+def write_openai_folder(folder, hparams, variables, n_blocks=1):
+    """Writes a model as OpenAI did."""
+    folder.mkdir(exist_ok=True)
+    pairs, data = tf_pairs(variables)
+    at_once = math.ceil(len(pairs) / n_blocks)
+    blocks = [pairs[at : at + at_once] for at in range(0, len(pairs), at_once)]
+    (folder / INDEX).write_bytes(tf_index(*blocks))
+    (folder / DATA).write_bytes(data)
+    write_json(folder / "hparams.json", hparams)
+
+
+# --------------------------------------------------------------------------------------------------
+# Whole folders, one in each form
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return make_folders(tmp_path_factory.mktemp("sound") / "folders")
+def sound(small_vocabulary, tmp_path_factory):
+    """{form: folder} of a small model, and of a prefix, in every form that is read."""
+    root = tmp_path_factory.mktemp("sound") / "folders"
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(**SIZES, eos_token=0))
+    save_model(model, root / "safetensors", small_vocabulary)
+    tensors = safetensors.torch.load_file(root / "safetensors" / "model.safetensors")
+    for form in ("bin", "legacy", "sharded", "tokenizer"):
+        shutil.copytree(root / "safetensors", root / form)
+    for form in ("bin", "legacy", "sharded"):
+        (root / form / "model.safetensors").unlink()
+    for form in ("bin", "legacy"):
+        torch.save(tensors, root / form / "pytorch_model.bin",
+                   _use_new_zipfile_serialization=form == "bin")
+    write_json(root / "bin" / "added_tokens.json", {"<name>": 300})
+    weight_map = {}
+    for number in range(2):
+        shard, names = f"model-{number + 1:05}-of-00002.safetensors", sorted(tensors)[number::2]
+        own = {name: tensors[name] for name in names}
+        safetensors.torch.save_file(own, root / "sharded" / shard)
+        weight_map |= dict.fromkeys(own, shard)
+    write_json(root / "sharded" / "model.safetensors.index.json", {"weight_map": weight_map})
+    tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
+    tokenizer.add_tokens(["<name>"])
+    tokenizer.save_pretrained(root / "tokenizer")
+    for name in ("vocab.json", "merges.txt"):
+        (root / "tokenizer" / name).unlink()
+    shutil.copytree(small_vocabulary, root / "tf")
+    write_openai_folder(root / "tf", SIZES | {"eos_token": 0}, random_variables(SIZES))
+    for form in ("adapter", "adapter bin"):
+        save_prefix(Prefix(model.config, 3, form="direct"), root / form, "tiny")
+    safe = root / "adapter bin" / "adapter_model.safetensors"
+    torch.save(safetensors.torch.load_file(safe), safe.with_suffix(".bin"))
+    safe.unlink()
+    return {folder.name: folder for folder in root.iterdir()}
 
 
 @pytest.fixture
 def folders(sound, tmp_path):
     """{form: folder}, to be damaged."""
-    shutil.copytree(next(iter(sound.values())).parent, tmp_path / "folders")
-    return {form: tmp_path / "folders" / folder.name for form, folder in sound.items()}
+    shutil.copytree(sound["tf"].parent, tmp_path / "folders")
+    return {form: tmp_path / "folders" / form for form in sound}
 
 
-def rewrite(folder, change):
+def change_tensors(folder, change):
     """Saves the tensors of a folder after a change to their dictionary; returns the file's path."""
     for path in folder.glob("*model.safetensors"):
         tensors = safetensors.torch.load_file(path)
@@ -47,8 +197,8 @@ def rewrite(folder, change):
     return path
 
 
-def change_json(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+def change_values(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -57,38 +207,33 @@ def change_json(path, **values):
 
 
 def put(value):
-    def change(tensor):
-        tensor = tensor.clone()
-        tensor.view(-1)[3] = value
-        return tensor
-
-    return change
+    return lambda tensor: tensor.clone().index_fill_(-1, torch.tensor([3]), value)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bin", "adapter", "adapter bin"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        put(float("nan")),
-        put(float("inf")),
-        put(-float("inf")),
-        lambda tensor: tensor.double() + 1e300,
-        lambda tensor: tensor.to(torch.int32),
-        lambda tensor: tensor.to(torch.uint8),
-        lambda tensor: tensor > 0,
-        lambda tensor: tensor.to(torch.complex64),
-        lambda tensor: tensor.to(torch.float8_e4m3fn),
-    ],
-    ids=["nan", "inf", "-inf", "too large", "int", "byte", "bool", "complex", "float8"],
-)
-def test_what_is_no_finite_number_is_refused_by_file_and_tensor(folders, form, change):
-    is_adapter = form.startswith("adapter")
+@pytest.mark.parametrize("form", ["safetensors", "bin", "adapter"])
+def test_what_is_no_finite_number_is_refused_by_file_and_tensor(folders, form):
+    is_adapter = form == "adapter"
     name = "prompt_embeddings" if is_adapter else "transformer.h.1.mlp.c_fc.bias"
-    path = rewrite(folders[form], lambda tensors: tensors.update({name: change(tensors[name])}))
-    with pytest.raises(
-        InputError, match=f"{re.escape(str(path))}: {name.removeprefix('transformer.')} "
+    sound = {}
+    change_tensors(folders[form], sound.update)
+    for change in (
+        put(math.nan), put(math.inf), put(-math.inf), lambda tensor: tensor.double() + 1e300,
+        lambda tensor: tensor.int(), lambda tensor: tensor.byte(), lambda tensor: tensor > 0,
+        lambda tensor: tensor.to(torch.complex64), lambda tensor: tensor.to(torch.float8_e4m3fn),
     ):
-        (load_prefix if is_adapter else load_model)(folders[form])
+        wrong = change(sound[name])
+        path = change_tensors(folders[form], lambda tensors: tensors.update({name: wrong}))
+        message = f"{re.escape(str(path))}: {name.removeprefix('transformer.')} "
+        with pytest.raises(InputError, match=message):
+            (load_prefix if is_adapter else load_model)(folders[form])
+
+
+def test_nan_in_openais_checkpoint_is_refused(folders):
+    variables = random_variables(SIZES)
+    variables["model/h0/attn/c_proj/b"][1] = math.nan
+    write_openai_folder(folders["tf"], SIZES, variables)
+    with pytest.raises(InputError, match=r"model\.ckpt.*h\.0\.attn\.c_proj\.bias holds what is no"):
+        load_model(folders["tf"])
 
 
 @pytest.mark.parametrize("form, load", [("safetensors", load_model), ("adapter", load_prefix)])
@@ -101,63 +246,35 @@ def test_a_flipped_bit_of_what_we_wrote_is_noticed(folders, form, load):
         load(folders[form])
 
 
-def test_nan_in_openais_checkpoint_is_refused(folders):
-    model = load_model(folders["tf"])
-    model.h[0].attn.c_proj.bias.data[1] = float("nan")
-    pairs, data = tf_pairs(model)
-    (folders["tf"] / "model.ckpt.index").write_bytes(tf_index(pairs))
-    (folders["tf"] / "model.ckpt.data-00000-of-00001").write_bytes(data)
-    with pytest.raises(
-        InputError, match=r"model\.ckpt.*h\.0\.attn\.c_proj\.bias holds what is no finite"
-    ):
-        load_model(folders["tf"])
-
-
-@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_a_compressed_bin_is_refused_and_not_read_as_it_lies(folders, kind):
-    path = folders["bin"] / "pytorch_model.bin"
+    before, path = load_model(folders["bin"]).state_dict(), folders["bin"] / "pytorch_model.bin"
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".new"), "w", kind) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
     path.with_suffix(".new").replace(path)
-    with pytest.raises(InputError, match=r"pytorch_model\.bin .*it is compressed"):
-        load_model(folders["bin"])
+    if kind != zipfile.ZIP_STORED:
+        with pytest.raises(InputError, match=r"pytorch_model\.bin .*it is compressed"):
+            load_model(folders["bin"])
+    else:
+        for name, tensor in load_model(folders["bin"]).state_dict().items():
+            assert torch.equal(tensor, before[name])
 
 
-def test_a_rezipped_bin_without_compression_is_right(folders):
-    before, path = load_model(folders["bin"]).state_dict(), folders["bin"] / "pytorch_model.bin"
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".new"), "w") as new:
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
-    path.with_suffix(".new").replace(path)
-    for name, tensor in load_model(folders["bin"]).state_dict().items():
-        assert torch.equal(tensor, before[name])
-
-
-def test_a_head_count_that_is_not_the_published_one_is_refused(folders, monkeypatch):
-    published = {"n_vocab": 264, "n_ctx": 8, "n_embd": 4, "n_head": 2, "n_layer": 2}
-    monkeypatch.setitem(bases.PUBLISHED, "gpt2-medium", published)
-    for form in ("tf", "safetensors"):
-        load_model(folders[form])
-    change_json(folders["tf"] / "hparams.json", n_head=4)
-    with pytest.raises(InputError, match=r"hparams\.json is not that of gpt2-medium: .*'n_head': 4"):
-        load_model(folders["tf"])
-    change_json(folders["safetensors"] / "config.json", n_head=4)
-    load_model(folders["safetensors"])  # somebody's own model may have another
+@pytest.mark.parametrize("form, name", [("tf", "hparams"), ("safetensors", "config")])
+def test_a_head_count_that_is_not_that_of_the_name_is_refused(folders, monkeypatch, form, name):
     models = folders["tf"].parent / "root" / "models"
-    shutil.copytree(folders["safetensors"], models / "gpt2-medium")
+    folder = shutil.copytree(folders[form], models / "gpt2-medium")
+    for other in bases.VOCABULARY_FILES:
+        (folder / other).touch()
     monkeypatch.setattr(bases, "ROOT", models.parent)
-    with pytest.raises(InputError, match=r"config\.json is not that of gpt2-medium: .*'n_head': 4"):
+    with pytest.raises(InputError, match=rf"{name}\.json is not that of gpt2-medium: its n_embd"):
         load_model("gpt2-medium")
-
-
-def test_what_was_downloaded_under_a_name_has_the_sizes_of_that_name(folders, monkeypatch):
-    models = folders["tf"].parent / "root" / "models"
-    shutil.copytree(folders["tf"], models / "gpt2-medium")
-    for name in ("encoder.json", "vocab.bpe"):
-        (models / "gpt2-medium" / name).touch()
-    monkeypatch.setattr(bases, "ROOT", models.parent)
-    with pytest.raises(InputError, match=r"hparams\.json is not that of gpt2-medium"):
+    monkeypatch.setitem(bases.PUBLISHED, "gpt2-medium", SIZES)
+    load_model("gpt2-medium")
+    change_values(folder / f"{name}.json", n_head=4)
+    load_model(folder)  # somebody's own model may have another
+    with pytest.raises(InputError, match=rf"{name}\.json is not that of .*: its n_head is 4"):
         load_model("gpt2-medium")
 
 
@@ -167,73 +284,55 @@ def test_what_was_downloaded_under_a_name_has_the_sizes_of_that_name(folders, mo
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "legacy", "sharded", "tf"])
-@pytest.mark.parametrize(
-    "claim",
-    [
-        {"n_layer": 10**9},
-        {"n_layer": 100},
-        {"n_embd": 2 * 10**9},
-        {"n_embd": 10**40},
-        {"n_vocab": 10**9},
-        {"n_vocab": 10**100},
-        {"n_ctx": 10**15},
-        {"n_embd": 1, "n_head": 1, "n_layer": 40},
-    ],
-)
-def test_a_configuration_is_believed_only_if_the_weights_are_as_large(
-    folders, form, claim, monkeypatch
-):
+def test_a_configuration_is_believed_only_if_the_weights_are_as_large(folders, form, monkeypatch):
     def build(*_):
         raise AssertionError("a model was built for sizes that are not there")
 
     monkeypatch.setattr(gpt2, "GPT2", build)
-    if form == "tf":
-        change_json(folders[form] / "hparams.json", **claim)
-    else:
-        names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
-        change_json(
-            folders[form] / "config.json", **{names.get(name, name): claim[name] for name in claim}
-        )
-    for load in (load_config, load_model):
-        with pytest.raises(InputError, match=f"{folders[form]}.* asks for more than .* can hold"):
-            load(folders[form])
+    names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
+    path = folders[form] / ("hparams.json" if form == "tf" else "config.json")
+    sound = path.read_bytes()
+    for claim in (
+        {"n_layer": 10**9}, {"n_layer": 100}, {"n_embd": 2 * 10**9}, {"n_embd": 10**40},
+        {"n_vocab": 10**9}, {"n_vocab": 10**100}, {"n_ctx": 10**15},
+        {"n_embd": 1, "n_head": 1, "n_layer": 40},
+    ):
+        path.write_bytes(sound)
+        change_values(path, **{name if form == "tf" else names.get(name, name): size
+                               for name, size in claim.items()})
+        for load in (load_config, load_model):
+            with pytest.raises(InputError,
+                               match=f"{folders[form]}.* asks for more than .* can hold"):
+                load(folders[form])
 
 
-def peak_of(action):
-    """The bytes that Python held at the most during an action that must be refused."""
+def read_index(folder, index):
+    (folder / INDEX).write_bytes(index)
+    return list(read_tf_checkpoint(folder / "model.ckpt"))
+
+
+@pytest.mark.parametrize("index", [
+    tf_index([(number, b"k", b"") for number in range(20_000)]),  # keys grow with each entry
+    tf_index([(0, b"%06d" % number, b"") for number in range(2_000)], named=2_000),
+], ids=["keys that grow", "one block many times"])
+def test_an_index_takes_no_more_memory_than_its_size_allows(folders, index):
     tracemalloc.start()
     try:
         with pytest.raises(InputError):
-            action()
-        return tracemalloc.get_traced_memory()[1]
+            read_index(folders["tf"], index)
+        assert tracemalloc.get_traced_memory()[1] < 100 * len(index)
     finally:
         tracemalloc.stop()
 
 
-def assert_bounded(folder, index):
-    (folder / "model.ckpt.index").write_bytes(index)
-    assert peak_of(lambda: list(read_tf_checkpoint(folder / "model.ckpt"))) < 100 * len(index)
-
-
-def test_keys_that_grow_with_each_entry_do_not_fill_the_memory(folders):
-    assert_bounded(folders["tf"], tf_index([(number, b"k", b"") for number in range(20_000)]))
-
-
-def test_a_block_is_read_once_however_often_it_is_named(folders):
-    entries = [(0, b"%06d" % number, b"") for number in range(2_000)]
-    assert_bounded(folders["tf"], tf_index(entries, lambda handle: [(0, b"z", handle)] * 2_000))
-
-
 def test_a_number_without_an_end_is_refused(folders):
-    (folders["tf"] / "model.ckpt.index").write_bytes(tf_index([(0, b"name", b"\xff" * 1000)]))
     with pytest.raises(InputError, match=r"model\.ckpt\.index is damaged \(a number does not end"):
-        list(read_tf_checkpoint(folders["tf"] / "model.ckpt"))
+        read_index(folders["tf"], tf_index([(0, b"name", b"\xff" * 1000)]))
 
 
 @pytest.mark.parametrize("shape", [[100, 300], [2**40], [2**62, 4], [2**31] * 3])
 def test_a_variable_larger_than_the_data_is_refused_before_there_is_room_made_for_it(
-    folders, shape, monkeypatch
-):
+        folders, shape, monkeypatch):
     def allocate(*_, **options):
         raise AssertionError("memory was taken for a size that is not there")
 
@@ -241,62 +340,166 @@ def test_a_variable_larger_than_the_data_is_refused_before_there_is_room_made_fo
     dims = field(2, b"".join(field(2, field(1, size)) for size in shape))
     for size in (4 * math.prod(shape) % 2**64, 2**63, 0):
         value = field(1, 1) + dims + field(5, size) + bytes([6 << 3 | 5] * 5)
-        (folders["tf"] / "model.ckpt.index").write_bytes(tf_index([(0, b"model/wpe", value)]))
         with pytest.raises(InputError, match=r"model\.ckpt\.data.* model/wpe is cut off"):
-            list(read_tf_checkpoint(folders["tf"] / "model.ckpt"))
+            read_index(folders["tf"], tf_index([(0, b"model/wpe", value)]))
 
 
-def test_our_writer_of_an_index_writes_one_that_reads(folders):
-    model = load_model(folders["tf"])
-    truth = load_model(folders["safetensors"]).state_dict()
-    assert all(torch.equal(tensor, truth[name]) for name, tensor in model.state_dict().items())
-    assert block([]) and len(dict(read_tf_checkpoint(folders["tf"] / "model.ckpt"))) == len(truth)
-
-
-def test_a_tensor_that_repeats_few_numbers_is_no_large_one(folders):
-    path = rewrite(
-        folders["bin"], lambda tensors: tensors.update(h=torch.zeros(1).expand(10**6, 10**6))
-    )
-    with pytest.raises(InputError, match=f"{re.escape(str(path))} .*larger than the file"):
+@pytest.mark.parametrize("make, message", [
+    (lambda: torch.zeros(1).expand(10**6, 10**6), "larger than the file"),
+    (lambda: torch.eye(4).to_sparse(), "is no plain tensor"),
+    (lambda: torch.ones(4, device="meta"), "is no plain tensor"), (lambda: [torch.ones(2)], "")])
+def test_a_tensor_of_another_kind_or_of_few_numbers_repeated_is_refused(folders, make, message):
+    path = change_tensors(folders["bin"],
+                          lambda tensors: tensors.update({"transformer.h.0.ln_1.bias": make()}))
+    with pytest.raises(InputError, match=f"{re.escape(str(path))} .*{message}"):
         load_model(folders["bin"])
-
-
-@pytest.mark.parametrize("kind", ["sparse", "meta", "nested"])
-def test_a_tensor_of_another_kind_is_refused(folders, kind):
-    value = {
-        "sparse": lambda: torch.eye(4).to_sparse(),
-        "meta": lambda: torch.ones(4, device="meta"),
-        "nested": lambda: [torch.ones(2)],
-    }[kind]()
-    path = rewrite(
-        folders["bin"], lambda tensors: tensors.update({"transformer.h.0.ln_1.bias": value})
-    )
-    with pytest.raises(InputError, match=re.escape(str(path))):
-        load_model(folders["bin"])
-
-
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(folders):
-    path = folders["bin"] / "pytorch_model.bin"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
-        for name in ("archive/data.pkl", "archive/data/0"):
-            bomb.writestr(name, bytes(50_000_000))
-    assert peak_of(lambda: load_model(folders["bin"])) < 1_000_000
-
-
-@pytest.mark.parametrize("claimed", [2**63, 2**64 - 1, 2**40, 100_000_001, 10**6])
-def test_a_header_of_absurd_size_is_refused(folders, claimed):
-    path = folders["safetensors"] / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", claimed) + path.read_bytes()[8:])
-    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
-        load_model(folders["safetensors"])
 
 
 # --------------------------------------------------------------------------------------------------
 # Anything else
 # --------------------------------------------------------------------------------------------------
 
+NUMBERS = [0, 1, -1, 2, 3, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63,
+           2**64 - 1, 2**64, 10**30, 0.5, math.nan, math.inf]
+WORDS = ["", "a", "a b", "<|endoftext|>", "\x1b[31m", "\ud800", "../x", "..",
+         "transformer.wte.weight", "lm_head.weight", "h.1.ln_1.bias", "h.999999999.ln_1.bias",
+         "F16", "I64", "BOOL", "BPE", "ByteLevel"]
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_damaged_file_opens_whole_or_is_refused_in_one_sentence(seed):
-    opened, refused = fuzz(seed, 300)
-    assert opened > 20 and refused > 150
+
+def flip(draw, content):
+    """Bytes changed, cut, put in, taken out or doubled at random places."""
+    content = bytearray(content)
+    for _ in range(draw.choice([1, 1, 1, 2, 5, 30])):
+        at = draw.randrange(len(content) + 1)
+        kind = draw.randrange(6)
+        if kind == 0:
+            del content[at:]
+        elif kind == 1:
+            content[at:at] = draw.randbytes(draw.choice([1, 4, 100]))
+        elif kind == 2:
+            del content[at : at + draw.choice([1, 4, 100])]
+        elif kind == 3:
+            content[at:at] = content[at : at + 50]
+        elif at < len(content):
+            content[at] = draw.choice([0, 255, content[at] ^ 1 << draw.randrange(8)])
+    return bytes(content)
+
+
+def change_json(draw, value):
+    """A JSON file with something in it that does not belong there, given its value."""
+    for _ in range(draw.choice([1, 1, 2, 4])):
+        at = value
+        while isinstance(at, (dict, list)) and at:
+            key = draw.choice(list(at) if isinstance(at, dict) else range(len(at)))
+            if not isinstance(at[key], (dict, list)) or draw.random() < 0.3:
+                kind = draw.randrange(5)
+                if kind == 0:
+                    del at[key]
+                elif kind == 1 and isinstance(at, dict):
+                    at[draw.choice(WORDS)] = at.pop(key)
+                elif kind == 2 and isinstance(at, list):
+                    at.append(at[key])
+                else:
+                    others = [None, True, [], {}, [1], {"a": 1}, [[[]]], at]
+                    at[key] = draw.choice([*NUMBERS, *WORDS, *others])
+                break
+            at = at[key]
+    try:
+        return json.dumps(value).encode("utf-8", "surrogatepass")
+    except ValueError:  # it holds itself
+        return b'{"a": ' * 100_000
+
+
+def change_safetensors(draw, content):
+    """A safetensors file whose header says something else, or claims to be of another size."""
+    size = int.from_bytes(content[:8], "little")
+    header = change_json(draw, json.loads(content[8 : 8 + size]))
+    claimed = draw.choice([len(header)] * 9 + [2**63, 2**64 - 1, 2**40, 10**6, 0])
+    return claimed.to_bytes(8, "little") + header + content[8 + size :]
+
+
+def change_bin(draw, content):
+    """A zip of PyTorch whose members were changed, compressed or dropped."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            member, kind = old.read(name), draw.randrange(12)
+            if kind == 0 or name.endswith("data.pkl") and kind < 8:
+                member = flip(draw, member)
+            if kind != 1:
+                new.writestr(name, member, draw.choice([0] * 9 + [zipfile.ZIP_DEFLATED]))
+    return out.getvalue()
+
+
+def change_tf(draw):
+    """An index with other entries, all of its checksums right."""
+    pairs, _ = tf_pairs(random_variables(SIZES))
+    for _ in range(draw.choice([1, 1, 2])):
+        at = draw.randrange(len(pairs))
+        shared, key, value = pairs[at]
+        sizes = [draw.choice([0, 1, 4, 8, 304, 2**31, 2**63]) for _ in range(3)]
+        shape = b"".join(field(2, field(1, size)) for size in sizes)
+        more = field(draw.choice([1, 2, 4, 5, 6]), draw.choice([0, 1, 2**64, b"\xff" * 30]))
+        pairs[at : at + 1] = draw.choice([
+            [(draw.choice([0, 1, 5, 2**20, 2**64]), key, value)], [], [draw.choice(pairs)] * 2,
+            [(shared, flip(draw, key), value)], [(shared, key, flip(draw, value))],
+            [(shared, key, value + more)],
+            [(shared, key, field(1, draw.choice([1, 2, 9])) + field(2, shape) + value[2:])]])
+    return tf_index(pairs)
+
+
+def damage(draw, path):
+    """Changes a file."""
+    content = path.read_bytes()
+    if draw.random() < 0.3:
+        return flip(draw, content)
+    if path.suffix == ".json":
+        return change_json(draw, json.loads(content))
+    if path.suffix == ".safetensors":
+        return change_safetensors(draw, content)
+    if path.suffix == ".bin" and content.startswith(b"PK"):
+        return change_bin(draw, content)
+    if path.name == INDEX:
+        return change_tf(draw)
+    if path.name == "merges.txt":
+        lines = content.decode().splitlines()
+        others = [*lines, "a", "a b c", " ", "Ġ Ġ", "é \x85", "\ud800 x"]
+        lines[draw.randrange(len(lines))] = draw.choice(others)
+        return "\n".join(lines).encode("utf-8", "surrogatepass")
+    return flip(draw, content)
+
+
+def open_all(folder):
+    """Opens what a folder holds, and uses it a little."""
+    if (folder / "adapter_config.json").exists():
+        numbers = [tensor for pair in load_prefix(folder)() for tensor in pair]
+    else:
+        model, tokenizer = load_both(folder)
+        text = " the pub <name>é<|endoftext|>"
+        tokens = tokenizer.encode_text(text)
+        assert tokenizer.decode(tokens) == text and max(tokens) < model.config.n_vocab
+        with torch.no_grad():
+            model(torch.tensor([tokens[: model.config.n_ctx]]))
+        numbers = model.parameters()
+    assert all(torch.isfinite(tensor).all() for tensor in numbers)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("executions", [60, pytest.param(5000, marks=pytest.mark.long)])
+def test_a_damaged_file_opens_whole_or_is_refused_in_one_sentence(sound, tmp_path, executions):
+    """What comes is no other exception, which would say by its `draw` how to do it again."""
+    folder, refused = tmp_path / "damaged", 0
+    for number in range(executions):
+        draw = random.Random(number)
+        shutil.copytree(sound[draw.choice(sorted(sound))], folder)
+        path = draw.choice(sorted(folder.iterdir()))
+        path.write_bytes(damage(draw, path))
+        started = time.monotonic()
+        try:
+            open_all(folder)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(folder) in str(error), (number, path.name)
+        assert time.monotonic() - started < 60, (number, path.name)
+        shutil.rmtree(folder)
+    assert executions / 2 < refused < executions - 5

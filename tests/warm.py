@@ -55,7 +55,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     import matplotlib.figure  # noqa: F401
     import safetensors.torch  # noqa: F401
-    import torch._dynamo  # noqa: F401  # which a module on the device "meta" asks for
+    import torch._dynamo  # noqa: F401  # which an optimiser asks for
     import torch.distributed  # noqa: F401
     import tqdm  # noqa: F401
 
