@@ -6,11 +6,13 @@ import shutil
 import time
 
 import pytest
+import safetensors.torch
 import torch
-from conftest import ROOT, assert_close, hugging_face_twin, random_model
+from conftest import ROOT, assert_close, random_model, run_here
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from test_hostile_weights import change_tensors, change_values
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, pipeline
 
 import beam
@@ -21,7 +23,7 @@ from describe import describe_tables, load_run
 from gpt2 import GPT2Config, generate, load_both, load_model, load_tokenizer, save_model
 from prefix import Prefix, load_prefix, save_prefix
 from support import bases
-from support.files import InputError
+from support.files import InputError, write_json
 
 END = "<|endoftext|>"
 ADDED = ["<name>", "</name>", "Zizzi", "Zizzi Cafe", "pu", " pub", "Ġthe", "<|pad|>"]
@@ -41,12 +43,6 @@ def base(small_vocabulary, tmp_path_factory):
 def folder(base, tmp_path):
     """A copy of the base that may be changed."""
     return shutil.copytree(base, tmp_path / "model")
-
-
-def change_json(path, **values):
-    path.write_text(
-        json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8"
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -71,28 +67,14 @@ def with_added_tokens(base, folder, form):
         if form == "tokenizer_config.json":
             (folder / "added_tokens.json").unlink()
         if form in ("tokenizer_config.json", "added_tokens.json and its flags"):
-            flags = {
-                str(i): {
-                    "content": text,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "single_word": False,
-                    "normalized": text not in (END, ADDED[-1]),
-                    "special": text in (END, ADDED[-1]),
-                }
-                for text, i in (added | {END: 0}).items()
-            }
-            (folder / "tokenizer_config.json").write_text(
-                json.dumps(
-                    {
-                        "added_tokens_decoder": flags,
-                        "add_prefix_space": False,
-                        "eos_token": END,
-                        "pad_token": ADDED[-1],
-                        "tokenizer_class": "GPT2Tokenizer",
-                    }
-                )
-            )
+            flags = {}
+            for text, i in (added | {END: 0}).items():
+                is_special = text in (END, ADDED[-1])
+                flags[i] = {"content": text, "lstrip": False, "rstrip": False, "single_word": False,
+                            "normalized": not is_special, "special": is_special}
+            write_json(folder / "tokenizer_config.json", {
+                "added_tokens_decoder": flags, "add_prefix_space": False, "eos_token": END,
+                "pad_token": ADDED[-1], "tokenizer_class": "GPT2Tokenizer"})
     return folder
 
 
@@ -113,7 +95,7 @@ def tokenizers(request, base, tmp_path_factory):
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     parts=st.lists(
@@ -148,63 +130,40 @@ def test_merges_are_pairs_or_texts(base, tmp_path):
     assert load_tokenizer(folder)._mergeable_ranks == before._mergeable_ranks
 
 
-@pytest.mark.parametrize(
-    "part, change, named",
-    [
-        ("model", {"type": "WordPiece"}, "type of its model is 'WordPiece', not 'BPE'"),
-        ("model", {"dropout": 0.1}, "dropout of its model is 0.1"),
-        ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix of its model is '</w>'"),
-        ("model", {"ignore_merges": True}, "ignore_merges of its model is True"),
-        ("normalizer", {"type": "NFC"}, "type of its normalizer is 'NFC'"),
-        ("pre_tokenizer", {"type": "Whitespace"}, "type of its pre_tokenizer is 'Whitespace'"),
-        (
-            "pre_tokenizer",
-            {"add_prefix_space": True},
-            "add_prefix_space of its pre_tokenizer is True",
-        ),
-        ("pre_tokenizer", {"use_regex": False}, "use_regex of its pre_tokenizer is False"),
-        ("decoder", {"type": "WordPiece"}, "type of its decoder is 'WordPiece'"),
-        ("post_processor", {"special_tokens": {END: {}}}, "special_tokens of its post_processor"),
-        ("added_tokens", {"lstrip": True}, "lstrip of its token '<name>' is not supported"),
-        ("added_tokens", {"id": 5}, "ids must be whole numbers, each another one"),
-        ("added_tokens", {"content": ""}, "'' is empty"),
-    ],
-)
+@pytest.mark.parametrize("part, change, named", [
+    ("model", {"type": "WordPiece"}, "type of its model is 'WordPiece', not 'BPE'"),
+    ("model", {"dropout": 0.1}, "dropout of its model is 0.1"),
+    ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix of its model is '</w>'"),
+    ("model", {"ignore_merges": True}, "ignore_merges of its model is True"),
+    ("normalizer", {"type": "NFC"}, "type of its normalizer is 'NFC'"),
+    ("pre_tokenizer", {"type": "Whitespace"}, "type of its pre_tokenizer is 'Whitespace'"),
+    ("pre_tokenizer", {"add_prefix_space": True}, "add_prefix_space of its pre_tokenizer is True"),
+    ("pre_tokenizer", {"use_regex": False}, "use_regex of its pre_tokenizer is False"),
+    ("decoder", {"type": "WordPiece"}, "type of its decoder is 'WordPiece'"),
+    ("post_processor", {"special_tokens": {END: {}}}, "special_tokens of its post_processor"),
+    ("<name>", {"lstrip": True}, "lstrip of its token '<name>' is not supported"),
+    ("<name>", {"id": 5}, "ids must be whole numbers, each another one"),
+    ("<name>", {"content": ""}, "'' is empty"),
+    ("config", {"add_prefix_space": True}, "add_prefix_space is not supported"),
+    ("config", {"added_tokens_decoder": {"300": {"content": "<name>", "rstrip": True}}},
+     "rstrip of its token '<name>'"),
+    ("config", {"mask_token": {"content": "</name>", "lstrip": True}}, "lstrip of its token '</name>'"),
+    ("config", {"added_tokens_decoder": {"301": {"content": "<name>"}}},
+     "'<name>' is empty or has two ids"),
+])
 def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(
-    base, tmp_path, part, change, named
-):
+        base, tmp_path, part, change, named):
     folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    if part == "added_tokens":
-        next(entry for entry in values[part] if entry["content"] == "<name>").update(change)
+    if part == "config":
+        change_values(folder / "tokenizer_config.json", **change)
+    elif part == "<name>":
+        next(entry for entry in values["added_tokens"] if entry["content"] == part).update(change)
     else:
         values[part] = (values[part] or {}) | change
     path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(InputError, match=rf"tokenizer\.json.*({named})"):
-        load_tokenizer(folder)
-
-
-@pytest.mark.parametrize(
-    "change, named",
-    [
-        ({"add_prefix_space": True}, "add_prefix_space is not supported"),
-        (
-            {"added_tokens_decoder": {"300": {"content": "<name>", "rstrip": True}}},
-            "rstrip of its token '<name>'",
-        ),
-        ({"mask_token": {"content": "</name>", "lstrip": True}}, "lstrip of its token '</name>'"),
-        (
-            {"added_tokens_decoder": {"301": {"content": "<name>"}}},
-            "'<name>' is empty or has two ids",
-        ),
-    ],
-)
-def test_what_tokenizer_config_changes_is_refused_by_name(base, tmp_path, change, named):
-    folder = with_added_tokens(base, tmp_path / "model", "added_tokens.json and its flags")
-    load_tokenizer(folder)
-    change_json(folder / "tokenizer_config.json", **change)
-    with pytest.raises(InputError, match=named):
         load_tokenizer(folder)
 
 
@@ -221,7 +180,7 @@ def test_what_tokenizer_config_changes_is_refused_by_name(base, tmp_path, change
 )
 def test_a_word_of_the_vocabulary_that_is_named_as_special_is_one_token(folder, name, values):
     ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    change_json(folder / "vocab.json", **{"<name>": len(ids)})
+    change_values(folder / "vocab.json", **{"<name>": len(ids)})
     (folder / name).write_text(json.dumps(values))
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     for text in ("<name>", "a <name>pub", "<nam>", f"<name>{END}"):
@@ -235,7 +194,7 @@ def test_a_merge_that_never_comes_about_is_refused(folder):
     merges = (folder / "merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     x, y = next(merge.split() for merge in merges if re.fullmatch("[a-z] [a-z]", merge))
     z = next(text for text in "zqxjk" if text + x not in ids)
-    change_json(folder / "vocab.json", **{z + x: len(ids), z + x + y: len(ids) + 1})
+    change_values(folder / "vocab.json", **{z + x: len(ids), z + x + y: len(ids) + 1})
     merges += [f"{z} {x}", f"{z + x} {y}"]  # but x goes with y first
     (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
     theirs = AutoTokenizer.from_pretrained(folder)
@@ -265,19 +224,14 @@ def test_reading_merges_takes_time_that_grows_with_the_file(folder, kind):
 
 
 def test_the_end_that_a_configuration_does_not_name_is_the_vocabularys(folder):
-    for change in ("null", "missing"):
-        values = json.loads((folder / "config.json").read_text())
-        values["eos_token_id"] = None
-        if change == "missing":
-            del values["eos_token_id"]
-        (folder / "config.json").write_text(json.dumps(values))
-        model, tokenizer = load_both(folder)
-        assert model.config.eos_token == tokenizer.eot_token == 0
+    change_values(folder / "config.json", eos_token_id=None)
+    model, tokenizer = load_both(folder)
+    assert model.config.eos_token == tokenizer.eot_token == 0
 
 
 def test_a_word_of_the_vocabulary_that_no_merge_makes_is_not_used(folder):
     ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    change_json(folder / "vocab.json", Zqzq=len(ids))
+    change_values(folder / "vocab.json", Zqzq=len(ids))
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     assert ours.encode_text("Zqzq") == theirs("Zqzq")["input_ids"] and len(
         ids
@@ -298,26 +252,18 @@ def test_ids_without_a_text_are_never_written_and_added_tokens_may_be(base, tmp_
     prompts = [[5, 6, 7], [9]]
     assert next(generate(model, prompts[0], 1)) >= known
     assert all(token < known for token in generate(model, prompts[0], 9, banned=banned))
-    found = beam_search(
-        model, prompts, num_beams=3, max_new_tokens=5, banned=banned_tokens(model, tokenizer)
-    )
-    written = [
-        token for hypotheses in found for hypothesis in hypotheses for token in hypothesis.tokens
-    ]
-    assert written and max(written) < known
+    found = beam_search(model, prompts, num_beams=3, max_new_tokens=5,
+                        banned=banned_tokens(model, tokenizer))
+    assert all(token < known for beams in found for beam in beams for token in beam.tokens)
 
 
-def test_the_vocabulary_of_another_model_is_refused_by_every_command(folder, monkeypatch):
-    (folder / "config.json").write_text((ROOT / "models" / "tiny" / "config.json").read_text())
-    shutil.copyfile(ROOT / "models" / "tiny" / "model.safetensors", folder / "model.safetensors")
-    for main, arguments in (
-        (gpt2.main, ["--model", folder, "the"]),
-        (describe.main, [folder, "name : Cocum"]),
-        (beam.main, ["--model", folder]),
-    ):
-        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments), "--device", "cpu"])
-        with pytest.raises(InputError, match=f"{folder}: .* of different models"):
-            main()
+def test_the_vocabulary_of_another_model_is_refused_by_every_command(folder):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(ROOT / "models" / "tiny" / name, folder / name)
+    for main, arguments in ((gpt2.main, ["--model", folder, "the"]), (beam.main, ["--model", folder]),
+                            (describe.main, [folder, "name : Cocum"])):
+        told = run_here(main, *arguments, "--device", "cpu").error
+        assert f"{folder}: " in told and " of different models" in told
 
 
 # --------------------------------------------------------------------------------------------------
@@ -354,52 +300,39 @@ def shards_of(folder):
     return sorted(path for path in folder.iterdir() if "-of-" in path.name)
 
 
-def test_shards_are_read_by_their_index(sharded):
+def test_shards_are_read_by_their_index_and_a_missing_one_is_named(sharded):
     folder, twin = sharded
     assert len(shards_of(folder)) >= 3
     same_logits(folder, twin)
-
-
-def test_a_missing_shard_is_named(sharded):
-    folder, _ = sharded
     gone = shards_of(folder)[1]
     gone.unlink()
     with pytest.raises(InputError, match=f"{re.escape(str(gone))} is missing"):
         load_model(folder)
 
 
-@pytest.mark.parametrize(
-    "name", ["../model.safetensors", "/etc/passwd", "a/b.bin", "..", "", 5, ["a"], None]
-)
-def test_a_shard_outside_the_folder_is_refused(sharded, name):
+def test_a_shard_outside_the_folder_is_refused(sharded):
     folder, _ = sharded
     (index,) = folder.glob("*.index.json")
     values = json.loads(index.read_text())
-    values["weight_map"]["transformer.wpe.weight"] = name
-    index.write_text(json.dumps(values))
-    with pytest.raises(InputError, match=re.escape(index.name)):
-        load_model(folder)
-
-
-def rewrite(path, change):
-    """Saves the tensors of a .safetensors file after a change to their dictionary."""
-    import safetensors.torch
-
-    tensors = safetensors.torch.load_file(path)
-    change(tensors)
-    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    for name in ("../model.safetensors", "/etc/passwd", "a/b.bin", "..", "", 5, ["a"], None):
+        values["weight_map"]["transformer.wpe.weight"] = name
+        index.write_text(json.dumps(values))
+        with pytest.raises(InputError, match=re.escape(index.name)):
+            load_model(folder)
 
 
 def test_a_tensor_in_two_shards_must_be_the_same(folder):
     twin = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
     (folder / "model.safetensors").unlink()
     twin.save_pretrained(folder, max_shard_size="8KB")
-    first, *_, last = shards_of(folder)
-    twice = twin.transformer.wpe.weight.detach().clone()
-    for path in (first, last):
-        rewrite(path, lambda tensors: tensors.update({"transformer.wpe.weight": twice}))
-    same_logits(folder, twin)
-    rewrite(last, lambda tensors: tensors.update({"transformer.wpe.weight": twice + 1}))
+    first = shards_of(folder)[0]
+    own, name = safetensors.torch.load_file(first), "transformer.wpe.weight"
+    assert name not in own
+    for more in (0, 1):
+        again = own | {name: twin.transformer.wpe.weight.detach() + more}
+        safetensors.torch.save_file(again, first, metadata={"format": "pt"})
+        if more == 0:
+            same_logits(folder, twin)
     with pytest.raises(InputError, match="wpe.weight is given twice and differs"):
         load_model(folder)
 
@@ -413,15 +346,15 @@ def test_one_of_the_two_tied_matrices_is_enough(folder, kept):
         names = ("lm_head.weight", "transformer.wte.weight") if kept == "both" else (kept,)
         tensors.update({name: matrix.clone() for name in names})
 
-    rewrite(folder / "model.safetensors", change)
+    change_tensors(folder, change)
     same_logits(folder, twin)
 
 
 def test_a_list_of_one_end_token_is_that_token_and_several_are_refused(folder):
-    change_json(folder / "config.json", eos_token_id=[0])
+    change_values(folder / "config.json", eos_token_id=[0])
     assert load_both(folder)[0].config.eos_token == 0
     for value in ([0, 1], [], ["0"], "0", True, 0.0, {"a": 0}):
-        change_json(folder / "config.json", eos_token_id=value)
+        change_values(folder / "config.json", eos_token_id=value)
         with pytest.raises(
             InputError, match=r"config\.json.*eos_token_id is .* must be a single token"
         ):
@@ -461,11 +394,10 @@ def test_a_fine_tuned_model_opens_in_transformers_as_it_is(base, tmp_path, form)
     assert theirs(text)["input_ids"] == tokenizer.encode_text(text)
     twin = AutoModelForCausalLM.from_pretrained(run)
     prompt = theirs("The pub", return_tensors="pt")
-    written = twin.generate(**prompt, max_new_tokens=20, do_sample=False)[
-        0, prompt["input_ids"].shape[1] :
-    ].tolist()
+    written = twin.generate(**prompt, max_new_tokens=20, do_sample=False)[0].tolist()
     ours = list(generate(model, tokenizer.encode_text("The pub"), 20))
-    assert written == ours + [tokenizer.eot_token] and len(written) < 20
+    assert written == [*theirs("The pub")["input_ids"], *ours, tokenizer.eot_token]
+    assert len(ours) < 19
     (result,) = pipeline("text-generation", str(run))("The pub", max_new_tokens=20, do_sample=False)
     assert result["generated_text"] == "The pub" + tokenizer.decode(ours)
 
@@ -479,20 +411,12 @@ def test_a_fine_tuned_model_opens_in_transformers_as_it_is(base, tmp_path, form)
 @pytest.mark.parametrize("is_safe", [True, False])
 def test_a_prefix_that_peft_saved_describes_as_it_does_in_peft(base, tmp_path, projection, is_safe):
     twin = GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32)
-    peft_model = get_peft_model(
-        twin,
-        PrefixTuningConfig(
-            task_type="CAUSAL_LM",
-            num_virtual_tokens=3,
-            encoder_hidden_size=7,
-            prefix_projection=projection,
-        ),
-    )
+    kind = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=7,
+                              prefix_projection=projection)
+    peft_model = get_peft_model(twin, kind)
     with torch.no_grad():
         for parameter in peft_model.prompt_encoder.parameters():
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
-            )
+            torch.nn.init.normal_(parameter)
     peft_model.save_pretrained(tmp_path, safe_serialization=is_safe)
     assert (tmp_path / "adapter_model.bin").exists() is not is_safe
     run = load_run(tmp_path, "cpu")
@@ -503,9 +427,8 @@ def test_a_prefix_that_peft_saved_describes_as_it_does_in_peft(base, tmp_path, p
     )
     with torch.no_grad():
         assert_close(run.model(tokens, run.past), truth(tokens).logits, 1e-4)
-    assert describe_tables(
-        run, ["name : Cocum"], {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 5}, 1
-    )
+    decoder = {"num_beams": 2, "length_penalty": 1.0, "max_new_tokens": 5}
+    assert describe_tables(run, ["name : Cocum"], decoder)
 
 
 @pytest.fixture
@@ -522,7 +445,7 @@ def test_a_prefix_of_ours_opens_by_its_folder_alone(adapter, base):
 
 def test_a_base_that_is_not_there_is_to_be_given(adapter, base):
     for name in ("nowhere/gpt2-medium", None, 5, ""):
-        change_json(adapter / "adapter_config.json", base_model_name_or_path=name)
+        change_values(adapter / "adapter_config.json", base_model_name_or_path=name)
         with pytest.raises(
             InputError, match=f"{adapter} needs the base .*{name or None}.* give it with --model"
         ):
@@ -564,18 +487,13 @@ def test_openais_names_on_the_hub_are_ours(adapter, base, monkeypatch):
         lambda source, device: asked.append(source) or load_both(base, device),
     )
     for name in ("openai-community/gpt2-medium", "gpt2-medium"):
-        change_json(adapter / "adapter_config.json", base_model_name_or_path=name)
+        change_values(adapter / "adapter_config.json", base_model_name_or_path=name)
         assert load_run(adapter, "cpu").settings["model"] == "gpt2-medium"
         assert set(asked) == {adapter, "gpt2-medium"}
 
 
 def test_an_adapter_that_holds_more_than_a_prefix_is_refused(adapter):
-    rewrite(
-        adapter / "adapter_model.safetensors", lambda tensors: tensors.update(wte=torch.ones(2))
-    )
-    with pytest.raises(
-        InputError, match=r"\.safetensors holds prompt_embeddings, wte, but a prefix is"
-    ):
+    change_tensors(adapter, lambda tensors: tensors.update(wte=torch.ones(2)))
+    with pytest.raises(InputError, match="holds prompt_embeddings, wte, but a prefix is"):
         load_prefix(adapter)
-
 

@@ -49,21 +49,19 @@ def assert_same_tokens(tokenizers, texts):
     assert ours.decode_batch(tokens, num_threads=1) == texts
 
 
-@pytest.mark.parametrize("tokenizers", ["OpenAI's", "models/tiny"], indirect=True)
-def test_all_of_e2e_has_hugging_faces_tokens(tokenizers, shared):
-    sizes = [len(read_split(shared / "e2e", split)) for split in SPLITS]
-    assert sizes == [42_061, 4_672, 4_693]
-    assert_same_tokens(tokenizers, texts_of(shared / "e2e"))
-
-
 def test_the_sample_has_hugging_faces_tokens(tokenizers):
-    assert_same_tokens(tokenizers, texts_of(ROOT / "data" / "sample"))
+    assert_same_tokens(tokenizers, texts_of(ROOT / "data" / "sample")[::20])
+
+
+@pytest.mark.long
+def test_all_of_e2e_has_hugging_faces_tokens(tokenizers, shared):
+    assert_same_tokens(tokenizers, texts_of(shared / "e2e"))
 
 
 ODD = "aé中 \n\t'sdll£1²٣\u00a0\u200b\u3000🙂-."
 
 
-@settings(max_examples=150, deadline=None,
+@settings(max_examples=60, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60) | st.text(ODD, max_size=60))
 def test_any_text_has_hugging_faces_tokens_and_comes_back(tokenizers, text):
@@ -121,7 +119,6 @@ NO_IDS = "the ids must be whole numbers, each another one"
 @pytest.mark.parametrize("change, message", [
     ({"<|endoftext|>": None}, r"<\|endoftext\|> is missing"),
     ({"Ġ": None}, "some of the 256 bytes have no token"),
-    ({"日本": 999}, "'日' is not one of the 256 characters"),
     ({"a": "x"}, NO_IDS),
     ({"a": 66}, NO_IDS),  # two tokens with one id: b's
     ({"a": -1}, NO_IDS),
