@@ -5,6 +5,7 @@ A request is a line of JSON: a command to start, answered by its process's id, o
 answered by its status.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -41,14 +42,21 @@ def become(command):
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background is deaf to it
     first, *sys.argv[1:] = command["arguments"]
-    if first == "-m":
-        runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-    elif first == "-c":
-        sys.argv[0] = "-c"
-        exec(sys.argv.pop(1), {"__name__": "__main__"})
-    else:
-        program = first if os.path.exists(first) else str(ROOT / first)
-        runpy.run_path(program, run_name="__main__")  # which puts its path into sys.argv
+    status = 0
+    try:
+        if first == "-m":
+            runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+        elif first == "-c":
+            sys.argv[0] = "-c"
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+        else:
+            program = first if os.path.exists(first) else str(ROOT / first)
+            runpy.run_path(program, run_name="__main__")  # which puts its path into sys.argv
+    except SystemExit as ended:
+        status = ended.code or 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # to take down all that was imported would take longer than most commands
 
 
 if __name__ == "__main__":
@@ -61,4 +69,5 @@ if __name__ == "__main__":
 
     import train  # noqa: F401  # and with it all of the front
 
+    gc.freeze()  # a fork that would look through what all share, would copy it
     become(serve())
