@@ -2,32 +2,29 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import (ROOT, assert_close, random_config, random_model, random_prefix, run_here,
-                      run_warm, start_warm)
+from conftest import (assert_close, random_config, random_examples, random_model, random_prefix,
+                      run_here, run_python, start_warm)
 
 import describe
+import train
 from support import processes
 from support.files import InputError
 
 SCRIPT = """
 import sys
+from pathlib import Path
 import torch
 import train
-from conftest import Path, random_config, random_examples, random_model, random_prefix
 from support import processes, record
 
 mode, folder = sys.argv[1], Path(sys.argv[2])
 processes.join(torch.device("cpu"))
-config = random_config(3)
-model, prefix = random_model(config, 3), random_prefix(config, 3) if mode == "prefix" else None
-settings = train.Settings(mode=mode, model="", data="", epochs=7, lr=1e-2, batch_size=3,
-                          warmup_steps=2, clip=0.5, max_steps=20, seed=1)
-encoded = random_examples(0, config.n_vocab)
+model, prefix, encoded = torch.load(folder.parent / "start.pt", weights_only=False)
+settings = train.Settings(mode=mode, model="", data="", epochs=3, lr=1e-2, batch_size=3,
+                          warmup_steps=2, clip=0.5, max_steps=8, seed=1)
 record.LOG_EVERY = 1
 train.train(settings, model, prefix, encoded, encoded, record.Record(folder))
 trained = model if prefix is None else prefix
@@ -62,7 +59,10 @@ def joined(folder, number, *arguments):
 
 @pytest.mark.parametrize("mode", ["prefix", "finetune"])
 def test_two_processes_have_the_losses_and_parameters_of_one(tmp_path, mode):
-    logs = []
+    config, logs = random_config(3), []
+    model, prefix = random_model(config, 3), random_prefix(config, 3) if mode == "prefix" else None
+    start = (model if prefix is None else prefix).state_dict()
+    torch.save((model, prefix, random_examples(0, config.n_vocab)), tmp_path / "start.pt")
     for number in (1, 2):  # batches of 3, 3 and 1: unequal shares, and an empty one
         folder = tmp_path / str(number)
         for done in joined(folder, number, "-c", SCRIPT, mode, folder):
@@ -72,11 +72,9 @@ def test_two_processes_have_the_losses_and_parameters_of_one(tmp_path, mode):
     for name in ("loss", "validation_loss", "tokens"):  # those of all processes
         ours, truth = (torch.tensor([entry[name] for entry in log if name in entry],
                                     dtype=torch.float64) for log in (logs[1], logs[0]))
-        assert len(truth) == {"validation_loss": 7}.get(name, 20)
+        assert len(truth) == {"validation_loss": 3}.get(name, 8)
         assert_close(ours, truth, 1e-9)
     truth = torch.load(tmp_path / "1" / "rank-0.pt")
-    config = random_config(3)
-    start = (random_prefix if mode == "prefix" else random_model)(config, 3).state_dict()
     for rank in (0, 1):
         ours = torch.load(tmp_path / "2" / f"rank-{rank}.pt")
         for name, tensor in truth.items():
@@ -84,18 +82,26 @@ def test_two_processes_have_the_losses_and_parameters_of_one(tmp_path, mode):
     assert any((truth[name] - tensor).abs().max() > 1e-2 for name, tensor in start.items())
 
 
-def test_two_processes_describe_the_test_tables_as_one_and_one_of_them_writes(small_data, tmp_path):
-    command = ["train.py", *QUICK, "--data", small_data, "--seed", 0, 1, "--out"]
-    one = run_warm(*command, tmp_path / "1")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2,
-                "--master-port", 29500 + os.getpid() % 1000, *command, tmp_path / "2")
-    two = subprocess.run([*map(str, torchrun)], cwd=ROOT, capture_output=True, text=True)
-    for done in (one, two):
-        assert done.returncode == 0 and done.stdout.count("trained in") == 2, done.stderr
-    for seed in (0, 1):
-        for name in ("outputs.txt", "run.json"):
-            one, two = (tmp_path / f"{number}/length-5-seed-{seed}/{name}" for number in (1, 2))
-            assert one.read_text() == two.read_text()
+@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_two_processes_describe_the_test_tables_as_one_and_one_of_them_writes(
+        small_data, tmp_path, by_torchrun):
+    command = ["train.py", *QUICK, "--data", small_data, "--prefix-length", 3, "--seed", 0]
+    command += [1, "--out"] if by_torchrun else ["--out"]
+    one = run_here(train.main, *command[1:], tmp_path / "1")
+    assert one.error is None, one.stderr
+    if by_torchrun:
+        torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port",
+                    29500 + os.getpid() % 1000)
+        two = [run_python(*torchrun, *command, tmp_path / "2")]
+    else:
+        two = joined(tmp_path, 2, *command, tmp_path / "2")
+    assert all(done.returncode == 0 for done in two), two
+    said = "".join(done.stdout for done in two)
+    assert one.stdout.count("trained in") == said.count("trained in") == 1 + by_torchrun
+    for path in sorted((tmp_path / "1").rglob("*.*")):
+        if path.name in ("outputs.txt", "run.json"):
+            other = tmp_path / "2" / path.relative_to(tmp_path / "1")
+            assert path.read_text() == other.read_text()
 
 
 def test_processes_that_do_not_see_one_folder_are_told_at_the_start(small_data, tmp_path):

@@ -12,19 +12,19 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, run_here, run_python, run_warm, start_warm
+from conftest import ROOT, run_here, run_warm, start_warm
 
 import compare
 import describe
+import gpt2
 import train
-from gpt2 import load_both, load_model, load_tokenizer
-from prefix import load_prefix
+from gpt2 import load_both, load_tokenizer
 from support import files as common
 from support import record
 from support.downloads import alone
 from support.files import InputError, printable, write_aside, write_json, write_text
 from support.record import Record
-from support.run_folder import check_new, claim, fingerprints
+from support.run_folder import claim, fingerprints
 
 PLACES = ("The Mill", "Blue Fox", "Old Oak", "Zizzi")
 QUICK = ("--num-beams", 1, "--max-new-tokens", 2, "--batch-size", 4, "--device", "cpu")
@@ -79,8 +79,8 @@ def contents(folder):
 def test_neither_the_base_nor_the_data_can_be_the_runs_folder(command, base, data, what):
     folder = {"base": base, "data": data}[what]
     before = contents(folder)
-    for arguments in ((), ("--resume",), ("--seed", "0", "1")):
-        with pytest.raises(InputError, match="holds (the base or the data|other files already|no run)"):
+    for arguments in ((), ("--resume",)):
+        with pytest.raises(InputError, match="holds (other files already|no run)"):
             command(*arguments, mode="finetune", out=folder.name, model=base)
         assert contents(folder) == before
 
@@ -136,15 +136,14 @@ def test_of_two_processes_on_one_folder_one_runs_and_the_other_says_so(tmp_path,
 
 
 def test_a_folder_is_free_again_once_the_process_that_had_it_was_killed(tmp_path):
-    code = "import sys, time; sys.path.insert(0, '.'); from pathlib import Path\n" \
-           "from support.run_folder import claim\n" \
-           f"with claim(Path({str(tmp_path)!r})): print('mine', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
-    process.stdout.readline()
+    code = ("import sys, time; from pathlib import Path; from support.run_folder import claim\n"
+            "with claim(Path(sys.argv[1])): Path(sys.argv[1], 'mine').touch(); time.sleep(60)")
+    process = start_warm("-c", code, tmp_path)
+    wait_for(tmp_path / "mine")
     with pytest.raises(InputError, match="written by another process"):
         with claim(tmp_path):
             pass
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     with claim(tmp_path):
         pass
@@ -223,30 +222,23 @@ def test_a_prefix_is_used_on_another_base_only_when_asked(command, base, without
     assert describe.load_run(folder, "cpu", base=base).past is not None
 
 
-def test_a_fingerprint_is_that_of_the_weights_and_not_of_their_file(base, tmp_path):
+def test_fingerprints_are_those_of_weights_and_vocabulary_and_not_of_their_files(base):
     model, tokenizer = load_both(base)
     before = fingerprints(model, tokenizer)
     torch.save({f"transformer.{name}": tensor for name, tensor in model.state_dict().items()},
                base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
-    assert fingerprints(load_model(base), tokenizer) == before
+    path = base / "vocab.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=3))  # the same in another dress
+    assert fingerprints(*load_both(base)) == before
     with torch.no_grad():
         model.h[3].mlp.c_fc.bias[7] += 1e-6
     after = fingerprints(model, tokenizer)
     assert after["model_sha256"] != before["model_sha256"]
     assert after["vocabulary_sha256"] == before["vocabulary_sha256"]
-
-
-def test_a_vocabularys_fingerprint_tells_which_token_is_which(base):
-    model, tokenizer = load_both(base)
-    before = fingerprints(model, tokenizer)
-    path = base / "vocab.json"
-    path.write_text(json.dumps(json.loads(path.read_text()), indent=3))  # the same in another dress
-    assert fingerprints(model, load_tokenizer(base)) == before
     swap_two_words(base)
-    after = fingerprints(model, load_tokenizer(base))
-    assert after["vocabulary_sha256"] != before["vocabulary_sha256"]
-    assert after["model_sha256"] == before["model_sha256"]
+    assert fingerprints(model, load_tokenizer(base))["vocabulary_sha256"] != \
+        before["vocabulary_sha256"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -291,8 +283,7 @@ def test_a_damaged_training_state_or_one_of_another_run_is_told(command, monkeyp
             command()
     path = tmp_path / "run" / "training.pt"
     sound, state = path.read_bytes(), torch.load(path, weights_only=True)
-    for damaged in (sound[:-1], sound[: len(sound) // 2], b"",
-                    bytes([*sound[:9999], sound[9999] ^ 4, *sound[10000:]])):
+    for damaged in (sound[:-1], bytes([*sound[:9999], sound[9999] ^ 4, *sound[10000:]])):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="training.pt is damaged"):
             command("--resume")
@@ -406,7 +397,6 @@ def test_ctrl_c_before_there_is_a_run_says_to_start_again_and_not_to_resume(tmp_
 
 FULL_DISK = """
 import resource, signal, sys
-import torch
 import gpt2, prefix
 from support import files as common, record
 base, folder = sys.argv[1:]
@@ -427,7 +417,7 @@ for write in (lambda: gpt2.save_model(model, folder, base),
 @pytest.mark.skipif(os.name != "posix", reason="limits are set as on POSIX systems")
 def test_a_full_disk_is_told_whatever_is_written_and_leaves_nothing(base, tmp_path):
     (tmp_path / "new").mkdir()
-    done = run_python("-c", FULL_DISK, base, tmp_path / "new")
+    done = run_warm("-c", FULL_DISK, base, tmp_path / "new")
     assert done.returncode == 0 and done.stdout.count("told") == 3, done.stderr
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -503,15 +493,6 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert contents(tmp_path) == {"file": b"old"}
 
 
-def test_the_files_of_a_run_are_whole_and_open_to_all_who_may_read_new_files(command):
-    folder = command("--max-steps", 1)
-    expected = folder.parent / "new file"
-    expected.write_text("")
-    modes = {path.name: path.stat().st_mode for path in folder.iterdir() if path.name != ".lock"}
-    assert set(modes.values()) == {expected.stat().st_mode}
-    assert load_prefix(folder).made_from["model_sha256"]
-
-
 # --------------------------------------------------------------------------------------------------
 # The terminal
 # --------------------------------------------------------------------------------------------------
@@ -522,16 +503,25 @@ def test_control_characters_are_shown_and_letters_stay():
         "\\x1b]0;owned\\x07é £ 日 😀\ta\nb\\x9b\\u202e"
 
 
+def light(text, stdout="", **variables):
+    """Runs a command that only prints, cold, its output into a full disk, or where nobody reads it;
+    it needs no PyTorch."""
+    code = f"from support.files import run_command; run_command(lambda: print({ascii(text)}))"
+    return into(stdout, "-c", code, **variables)
+
+
+def into(stdout, *arguments, **variables):
+    target = {"closed": ">&-", "unread": "| true", "": ""}.get(stdout, f"> {stdout}")
+    line = "set -o pipefail; " + shlex.join([sys.executable, *map(str, arguments)])
+    return subprocess.run(["bash", "-c", f"{line} {target}"], cwd=ROOT, capture_output=True,
+                          env=os.environ | variables)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_a_terminal_of_any_encoding_gets_the_sentence(tmp_path, encoding, data):
-    write_text(data / "src1_test.txt", "name : Caf\u202e é 日||Café 日 is a pub . \n")
-    done = subprocess.run(
-        [sys.executable, "e2e_data.py", "--data", str(data)], cwd=ROOT, capture_output=True,
-        env=os.environ | {"PYTHONIOENCODING": encoding})
-    assert done.returncode == 0, done.stderr
-    shown = done.stdout.decode(encoding)
-    assert "\u202e" not in shown and "Caf\\u202e" in shown  # it would turn the text around
-    assert ("日" if encoding == "utf-8" else "\\u65e5") in shown
+def test_a_terminal_of_any_encoding_gets_the_sentence(encoding):
+    shown = light("Caf\u202e é 日", PYTHONIOENCODING=encoding).stdout.decode(encoding)
+    letters = {"ascii": r"\xe9 \u65e5", "cp1252": r"é \u65e5", "utf-8": "é 日"}
+    assert shown == rf"Caf\u202e {letters[encoding]}" + "\n"  # \u202e would turn the text around
 
 
 def test_a_name_that_is_not_utf_8_is_told_before_any_work(tmp_path, monkeypatch):
@@ -542,42 +532,23 @@ def test_a_name_that_is_not_utf_8_is_told_before_any_work(tmp_path, monkeypatch)
     assert "is not in UTF-8" in run_here(describe.main, "tiny", "name : Cocum").error
 
 
-@pytest.mark.parametrize("arguments, stdout, status, message", [
-    (["prefix.py"], "closed", 0, ""), (["prefix.py"], "unread", 0, ""),
-    (["prefix.py"], "/dev/full", 1, "error: <stdout>: No space left on device\n")])
-def test_a_stream_that_goes_ends_a_command_that_only_prints(arguments, stdout, status, message):
-    done = into(stdout, *arguments)
+@pytest.mark.parametrize("stdout, status, message", [
+    ("closed", 0, b""), ("unread", 0, b""),
+    ("/dev/full", 1, b"error: <stdout>: No space left on device\n")])
+def test_a_stream_that_goes_ends_a_command_that_only_prints(stdout, status, message):
+    done = light("x" * 99999, stdout)
     assert (done.returncode, done.stderr) == (status, message)
 
 
-def into(stdout, *arguments):
-    """Runs Python cold, its output into a full disk, or where nobody reads it."""
-    target = {"closed": ">&-", "unread": "| true"}.get(stdout, f"> {stdout}")
-    line = "set -o pipefail; " + shlex.join([sys.executable, *map(str, arguments)])
-    return subprocess.run(["bash", "-c", f"{line} {target}"], cwd=ROOT, text=True,
-                          stderr=subprocess.PIPE)
-
-
-@pytest.mark.parametrize("stdout", ["unread", "/dev/full"])
-def test_a_training_whose_output_nobody_reads_goes_on_whatever_draws_figures(
-        tmp_path, data, monkeypatch, stdout):
-    monkeypatch.setenv("MPLBACKEND", "module://no_such_module")  # Jupyter's, elsewhere
-    done = into(stdout, "train.py", "--mode", "prefix", "--model", "tiny", "--data", data,
-                "--epochs", 2, "--out", tmp_path / "run", *QUICK)
+def test_a_training_whose_output_nobody_reads_goes_on_whatever_draws_figures(tmp_path, data):
+    done = into("unread", "train.py", "--mode", "prefix", "--model", "tiny", "--data", data,
+                "--epochs", 2, "--out", tmp_path / "run", *QUICK,
+                MPLBACKEND="module://no_such_module")  # Jupyter's, elsewhere
     assert done.returncode == 0 and (tmp_path / "run" / "scores.json").exists(), done.stderr
 
 
-def test_errors_of_the_system_are_one_line(tmp_path):
-    (tmp_path / "model.safetensors").mkdir()
-    shutil.copy(ROOT / "models" / "tiny" / "config.json", tmp_path)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(ROOT / "models" / "tiny" / name, tmp_path)
-    done = run_python("gpt2.py", "--model", tmp_path, "hello")
-    assert done.returncode == 1 and done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert common.ROOT == ROOT
-
-
-def test_check_new_lets_empty_and_missing_folders_pass(tmp_path):
-    check_new(tmp_path, "a run")
-    check_new(tmp_path / "nowhere", "a run")
+def test_errors_of_the_system_are_one_line(base):
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").mkdir()
+    done = run_here(gpt2.main, "--model", base, "hello")
+    assert done.error.startswith("error: ") and done.stderr.count("\n") == 1
