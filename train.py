@@ -26,7 +26,7 @@ from gpt2 import load_both, save_model
 from prefix import HIDDEN, Prefix, activations, count_parameters, save_prefix
 from support.bases import NAMES, PUBLISHED, model_folder
 from support.devices import autocast, pick_device, reset_peak_memory
-from support.drawing import check_drawing, draw_losses
+from support.drawing import draw_losses, load_matplotlib
 from support.files import InputError, command_line, run_command, sha256, write_json
 from support.processes import add_up, check_one_folder, join, rank, wait_for_all, world_size
 from support.reading import SPLITS, find_data, split_path
@@ -267,7 +267,7 @@ def check_possible(settings, model, tokenizer, encoded):
                  settings.length_penalty, banned_tokens(model, tokenizer))
     if encoded["test"] and metrics.meteor_data.find() is None:
         print(metrics.meteor.HOW_TO_GET)
-    check_drawing()
+    load_matplotlib()
 
 
 def make_prefix(settings, model, tokenizer):

@@ -1,6 +1,5 @@
 """Figures, and a search as a tree of text."""
 
-import io
 import os
 from contextlib import contextmanager
 
@@ -14,26 +13,31 @@ PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}
 # --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def figure_at(path, width=7, height=4):
-    """Gives (figure, axes) to draw on; after the block the figure is saved as PNG, at a path or in
-    a file.
+def load_matplotlib():
+    """matplotlib itself. Called before any work, so that its troubles show then.
 
-    Nothing is taken from the surroundings: no MPLBACKEND, which Jupyter sets for every command, and
-    nobody's matplotlibrc. No pyplot: it would need a screen, and leave figures open.
+    Without MPLBACKEND, which Jupyter sets for every command. No pyplot: it would need a screen, and
+    leave figures open.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         with blaming("matplotlib", "cannot be loaded; is there a damaged matplotlibrc?"):
-            import matplotlib
-            from matplotlib.figure import Figure
+            import matplotlib.figure
+        return matplotlib
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
+
+
+@contextmanager
+def figure_at(path, width=7, height=4):
+    """Gives (figure, axes) to draw on; after the block the figure is saved as PNG, at a path or in
+    a file. Nothing is taken from the surroundings: nobody's matplotlibrc."""
+    matplotlib = load_matplotlib()
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items()
                 if not name.startswith("backend")}
     with matplotlib.rc_context(defaults):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         axes.grid(alpha=0.3)
         yield figure, axes
@@ -42,12 +46,6 @@ def figure_at(path, width=7, height=4):
         else:
             with write_aside(path) as aside:
                 figure.savefig(aside, format="png", dpi=150)
-
-
-def check_drawing():
-    """Draws an empty figure to nowhere, so that matplotlib's troubles show before any work."""
-    with figure_at(io.BytesIO()):
-        pass
 
 
 def plain(text):
