@@ -183,17 +183,16 @@ def read_arguments():
 
 
 def single_runs(args, out):
-    """{folder: Settings}: a run for each prefix length and seed."""
+    """{folder: Settings}: a run for each prefix length and seed; one alone lies in `out` itself."""
     values = {one.name: getattr(args, one.name) for one in fields(Settings)}
     lengths, seeds, runs = values["prefix_length"], values["seed"], {}
     for name in ("prefix_length", "seed"):
         if len(set(values[name])) < len(values[name]):
             raise InputError(f"{option_of(name)} {' '.join(map(str, values[name]))}: give each "
                              "number once")
-    if len(lengths) == len(seeds) == 1:
-        return {out: Settings(**values | {"prefix_length": lengths[0], "seed": seeds[0]})}
     for length in lengths:
         for seed in seeds:
             name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"
-            runs[out / name] = Settings(**values | {"prefix_length": length, "seed": seed})
+            folder = out if len(lengths) == len(seeds) == 1 else out / name
+            runs[folder] = Settings(**values | {"prefix_length": length, "seed": seed})
     return runs

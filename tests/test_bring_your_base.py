@@ -438,19 +438,15 @@ def adapter(base, tmp_path):
     return tmp_path / "adapter"
 
 
-def test_a_prefix_of_ours_opens_by_its_folder_alone(adapter, base):
+def test_a_prefix_opens_by_its_folder_alone_unless_its_base_is_not_there(adapter, base):
     assert load_run(adapter, "cpu").settings["model"] == str(base)
     assert not (adapter / "run.json").exists()
-
-
-def test_a_base_that_is_not_there_is_to_be_given(adapter, base):
     for name in ("nowhere/gpt2-medium", None, 5, ""):
         change_values(adapter / "adapter_config.json", base_model_name_or_path=name)
-        with pytest.raises(
-            InputError, match=f"{adapter} needs the base .*{name or None}.* give it with --model"
-        ):
+        message = f"{adapter} needs the base .*{name or None}.* give it with --model"
+        with pytest.raises(InputError, match=message):
             load_run(adapter, "cpu")
-        assert load_run(adapter, "cpu", str(base)).settings["model"] == str(base)
+    assert load_run(adapter, "cpu", str(base)).settings["model"] == str(base)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer, load_prefix, load_run])

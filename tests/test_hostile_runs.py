@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("hostile") / "run", 0.5)
 
 
-@settings(deadline=None, max_examples=400,
+@settings(deadline=None, max_examples=80,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_run_with_damaged_files_is_compared_whole_or_named(folder, data):

@@ -1,6 +1,5 @@
 """Files of weights that are wrong in any way: nothing is taken for what it is not."""
 
-import io
 import json
 import math
 import random
@@ -311,23 +310,19 @@ def read_index(folder, index):
     return list(read_tf_checkpoint(folder / "model.ckpt"))
 
 
-@pytest.mark.parametrize("index", [
-    tf_index([(number, b"k", b"") for number in range(20_000)]),  # keys grow with each entry
-    tf_index([(0, b"%06d" % number, b"") for number in range(2_000)], named=2_000),
-], ids=["keys that grow", "one block many times"])
-def test_an_index_takes_no_more_memory_than_its_size_allows(folders, index):
+@pytest.mark.parametrize("index, message", [
+    (tf_index([(number, b"k", b"") for number in range(20_000)]), "keys grow beyond"),
+    (tf_index([(0, b"%06d" % number, b"") for number in range(2_000)], named=2_000), "overlap"),
+    (tf_index([(0, b"name", b"\xff" * 1000)]), "a number does not end"),
+], ids=["keys that grow", "one block many times", "a number without an end"])
+def test_an_index_takes_no_more_memory_than_its_size_allows(folders, index, message):
     tracemalloc.start()
     try:
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=rf"model\.ckpt\.index is damaged \(.*{message}"):
             read_index(folders["tf"], index)
         assert tracemalloc.get_traced_memory()[1] < 100 * len(index)
     finally:
         tracemalloc.stop()
-
-
-def test_a_number_without_an_end_is_refused(folders):
-    with pytest.raises(InputError, match=r"model\.ckpt\.index is damaged \(a number does not end"):
-        read_index(folders["tf"], tf_index([(0, b"name", b"\xff" * 1000)]))
 
 
 @pytest.mark.parametrize("shape", [[100, 300], [2**40], [2**62, 4], [2**31] * 3])
@@ -418,19 +413,6 @@ def change_safetensors(draw, content):
     return claimed.to_bytes(8, "little") + header + content[8 + size :]
 
 
-def change_bin(draw, content):
-    """A zip of PyTorch whose members were changed, compressed or dropped."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
-        for name in old.namelist():
-            member, kind = old.read(name), draw.randrange(12)
-            if kind == 0 or name.endswith("data.pkl") and kind < 8:
-                member = flip(draw, member)
-            if kind != 1:
-                new.writestr(name, member, draw.choice([0] * 9 + [zipfile.ZIP_DEFLATED]))
-    return out.getvalue()
-
-
 def change_tf(draw):
     """An index with other entries, all of its checksums right."""
     pairs, _ = tf_pairs(random_variables(SIZES))
@@ -457,8 +439,6 @@ def damage(draw, path):
         return change_json(draw, json.loads(content))
     if path.suffix == ".safetensors":
         return change_safetensors(draw, content)
-    if path.suffix == ".bin" and content.startswith(b"PK"):
-        return change_bin(draw, content)
     if path.name == INDEX:
         return change_tf(draw)
     if path.name == "merges.txt":
