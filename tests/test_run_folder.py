@@ -12,13 +12,14 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, run_here, run_warm, start_warm
+from conftest import ROOT, random_model, run_here, run_warm, start_warm
+from test_hostile_weights import change_tensors
 
 import compare
 import describe
 import gpt2
 import train
-from gpt2 import load_both, load_tokenizer
+from gpt2 import GPT2Config, load_both, load_tokenizer, save_model
 from support import files as common
 from support import record
 from support.downloads import alone
@@ -46,18 +47,19 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def base(tmp_path):
-    """A copy of models/tiny that may be altered."""
-    folder = tmp_path / "base"
-    shutil.copytree(ROOT / "models" / "tiny", folder)
-    return folder
+def base(small_vocabulary, tmp_path):
+    """A small base that may be altered."""
+    config = GPT2Config(n_vocab=300, n_ctx=256, n_embd=8, n_head=2, n_layer=1, eos_token=0)
+    model = random_model(config, seed=0, dtype=torch.float32)
+    save_model(model, tmp_path / "base", small_vocabulary)
+    return tmp_path / "base"
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, data):
-    """Runs train.py's main, as from the command line, on the small data set."""
+def command(monkeypatch, tmp_path, data, base):
+    """Runs train.py's main, as from the command line, on the small base and data set."""
 
-    def run(*arguments, mode="prefix", out="run", model="tiny"):
+    def run(*arguments, mode="prefix", out="run", model=base):
         given = ("train.py", "--mode", mode, "--model", model, "--data", data, "--epochs", 2,
                  "--out", tmp_path / out, *QUICK, *arguments)
         monkeypatch.setattr(sys, "argv", list(map(str, given)))
@@ -82,7 +84,7 @@ def test_neither_the_base_nor_the_data_can_be_the_runs_folder(command, base, dat
     before = contents(folder)
     for arguments in ((), ("--resume",)):
         with pytest.raises(InputError, match="holds (other files already|no run)"):
-            command(*arguments, mode="finetune", out=folder.name, model=base)
+            command(*arguments, mode="finetune", out=folder.name)
         assert contents(folder) == before
 
 
@@ -122,8 +124,8 @@ def test_describing_cannot_overwrite_a_runs_scores_and_compare_takes_what_it_wri
     assert sum(row.startswith("prefix") for row in rows) == 4  # two of scores, two of costs
 
 
-def test_of_two_processes_on_one_folder_one_runs_and_the_other_says_so(tmp_path, data):
-    arguments = ("train.py", "--mode", "prefix", "--model", "tiny", "--data", data, "--out",
+def test_of_two_processes_on_one_folder_one_runs_and_the_other_says_so(tmp_path, data, base):
+    arguments = ("train.py", "--mode", "prefix", "--model", base, "--data", data, "--out",
                  tmp_path / "run", *QUICK)
     both = [start_warm(*arguments, "--lr", lr) for lr in ("0.1", "0.01")]
     both = [process.wait() for process in both]
@@ -155,7 +157,7 @@ def test_a_folder_is_free_again_once_the_process_that_had_it_was_killed(tmp_path
 # --------------------------------------------------------------------------------------------------
 
 
-def start_and_stop(monkeypatch, command, **options):
+def start_and_stop(monkeypatch, command):
     """Starts a run that is stopped, as by Ctrl-C, after a step; the step is saved."""
     step, steps = train.train_step, []
 
@@ -169,7 +171,7 @@ def start_and_stop(monkeypatch, command, **options):
         patched.setattr(train, "train_step", stopped)
         save_often(patched)
         with pytest.raises(KeyboardInterrupt):
-            command(**options)
+            command()
 
 
 def save_often(monkeypatch):
@@ -183,18 +185,15 @@ def save_often(monkeypatch):
     ("data", "train_sha256"), ("weights", "model_sha256"), ("vocabulary", "vocabulary_sha256")])
 def test_what_changed_between_start_and_resume_is_told(
         command, base, data, monkeypatch, what, name):
-    start_and_stop(monkeypatch, command, model=base)
+    start_and_stop(monkeypatch, command)
     if what == "data":
         (data / "src1_train.txt").write_text("name : A||A .\n")
     elif what == "weights":
-        path = base / "model.safetensors"
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
+        change_tensors(base, lambda tensors: tensors["transformer.wpe.weight"].add_(1e-6))
     else:
         swap_two_words(base)
     with pytest.raises(InputError, match=f"was started with {name}"):
-        command("--resume", model=base)
+        command("--resume")
 
 
 def swap_two_words(base):
@@ -208,14 +207,11 @@ def swap_two_words(base):
 
 @pytest.mark.parametrize("without_run_json", [False, True])
 def test_a_prefix_is_used_on_another_base_only_when_asked(command, base, without_run_json):
-    folder = command("--max-steps", 1, model=base)
+    folder = command("--max-steps", 1)
     if without_run_json:
         (folder / "run.json").unlink()
     describe.load_run(folder, "cpu")
-    path = base / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    change_tensors(base, lambda tensors: tensors["transformer.wpe.weight"].add_(1e-6))
     with pytest.raises(InputError, match="trained on another model than .* with --model"):
         describe.load_run(folder, "cpu")
     assert describe.load_run(folder, "cpu", base=base).past is not None
@@ -231,7 +227,7 @@ def test_fingerprints_are_those_of_weights_and_vocabulary_and_not_of_their_files
     path.write_text(json.dumps(json.loads(path.read_text()), indent=3))  # the same in another dress
     assert fingerprints(*load_both(base)) == before
     with torch.no_grad():
-        model.h[3].mlp.c_fc.bias[7] += 1e-6
+        model.h[0].mlp.c_fc.bias[7] += 1e-6
     after = fingerprints(model, tokenizer)
     assert after["model_sha256"] != before["model_sha256"]
     assert after["vocabulary_sha256"] == before["vocabulary_sha256"]
@@ -291,7 +287,7 @@ def test_a_damaged_training_state_or_one_of_another_run_is_told(command, monkeyp
 
 
 def test_a_run_goes_on_where_its_base_and_data_lie_elsewhere_now(command, base, data, monkeypatch):
-    start_and_stop(monkeypatch, command, model=base)
+    start_and_stop(monkeypatch, command)
     moved = shutil.move(data, data.parent / "moved"), shutil.move(base, base.parent / "base2")
     folder = command("--resume", "--data", moved[0], model=moved[1])
     assert (folder / "scores.json").exists()
@@ -381,7 +377,7 @@ from support import files as common, record
 base, folder = sys.argv[1:]
 model = gpt2.load_model(base)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 for write in (lambda: gpt2.save_model(model, folder, base),
               lambda: prefix.save_prefix(prefix.Prefix(model.config, 50), folder, base),
               lambda: record.save_state(common.Path(folder), {}, {"trained": model}, 0, [])):
@@ -519,8 +515,9 @@ def test_a_stream_that_goes_ends_a_command_that_only_prints(stdout, status, mess
     assert (done.returncode, done.stderr) == (status, message)
 
 
-def test_a_training_whose_output_nobody_reads_goes_on_whatever_draws_figures(tmp_path, data):
-    done = into("unread", "train.py", "--mode", "prefix", "--model", "tiny", "--data", data,
+def test_a_training_whose_output_nobody_reads_goes_on_whatever_draws_figures(
+        tmp_path, data, base):
+    done = into("unread", "train.py", "--mode", "prefix", "--model", base, "--data", data,
                 "--epochs", 2, "--out", tmp_path / "run", *QUICK,
                 MPLBACKEND="module://no_such_module")  # Jupyter's, elsewhere
     assert done.returncode == 0 and (tmp_path / "run" / "scores.json").exists(), done.stderr
