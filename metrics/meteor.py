@@ -15,12 +15,12 @@ import functools
 import operator
 import re
 import string
+from array import array
 from collections import defaultdict
 
 from metrics import meteor_data
-from metrics.meteor_data import Lexicon, Paraphrases, ngrams
+from metrics.meteor_data import Lexicon, ngrams
 from metrics.porter2 import stem
-from metrics.ptb import java_characters
 from support.files import InputError
 
 HOW_TO_GET = ("METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them "
@@ -96,7 +96,7 @@ def key(word):
     (True, True, False)
     """
     total = 0
-    for code in java_characters(word):
+    for code in array("H", word.encode("utf-16"))[1:]:  # without the byte order mark
         total = (31 * total + code) & 0xFFFFFFFF
     return total
 
@@ -104,41 +104,35 @@ def key(word):
 # --- What could be matched
 
 
-class Reference:
-    """A reference, and which phrases of it could be matched with a paraphrase."""
+class Text:
+    """A reference, and what in it could be matched with a paraphrase."""
 
     def __init__(self, tokens, lexicon, paraphrases):
-        self.tokens, self.keys = tokens, list(map(key, tokens))
-        self.functions = lexicon.functions(tokens)
-        self.sources = []  # (j, length, phrase): at j starts a phrase that has paraphrases
-        self.targets = {}  # a phrase that is a paraphrase of an output's -> where it starts
-        for j, length, phrase in ngrams(tokens):
-            if phrase in paraphrases.from_reference:
-                self.sources.append((j, length, phrase))
-            if phrase in paraphrases.to_reference:
-                self.targets.setdefault(phrase, []).append(j)
+        self.tokens, self.keys, self.lexicon = tokens, list(map(key, tokens)), lexicon
+        self.functions = [word in lexicon.function_words for word in tokens]
+        self.sources = []  # (start, length, paraphrase): at start is a phrase that has this one
+        self.targets = defaultdict(list)  # a phrase that is a paraphrase -> where it starts
+        for start, length, phrase in ngrams(tokens):
+            if phrase in paraphrases:
+                self.targets[phrase].append(start)
+                self.sources += [(start, length, other) for other in paraphrases[phrase]]
+
+    def known_by(self, word):
+        """(module, what it knows the word by): words that have one in common can be matched."""
+        synsets = ((SYNONYM, synset) for synset in self.lexicon.synsets(word))
+        return (EXACT, key(word)), (STEM, key(stem(word))), *synsets
 
 
-class Output:
-    """An output, and where in it a word, a stem, a synset or a phrase is found."""
+class Output(Text):
+    """An output, and what a reference's words and phrases could be matched with in it."""
 
     def __init__(self, tokens, lexicon, paraphrases):
-        self.tokens, self.keys = tokens, list(map(key, tokens))
-        self.functions = lexicon.functions(tokens)
-        self.lexicon, self.paraphrases = lexicon, paraphrases
-        self.by_key, self.by_stem, self.by_synset, self.by_phrase = {}, {}, {}, {}  # -> positions
-        self.targets = []  # (i, length, paraphrase): at i starts a phrase that has this paraphrase
-        for i, length, phrase in ngrams(tokens):
-            if phrase in paraphrases.in_outputs:
-                self.by_phrase.setdefault(phrase, []).append(i)
-                targets = paraphrases.from_output.get(phrase, ())
-                self.targets += [(i, length, target) for target in targets]
+        super().__init__(tokens, lexicon, paraphrases)
+        self.places = defaultdict(set)  # what a module knows words by -> their positions
         for i, word in enumerate(tokens):
-            self.by_key.setdefault(key(word), []).append(i)
-            self.by_stem.setdefault(key(stem(word)), []).append(i)
-            for synset in lexicon.synsets(word):
-                self.by_synset.setdefault(synset, []).append(i)
-        self.of_word = {}  # the matches of a word, kept as a group of references repeats many words
+            for known in self.known_by(word):
+                self.places[known].add(i)
+        self.word_matches = functools.cache(self.find_word_matches)  # many references repeat words
 
     def candidates(self, reference):
         """For each position j in a reference the list of the matches that could start there.
@@ -150,38 +144,25 @@ class Output:
         if reference.keys == self.keys:
             # The search would find this, too: at no word is another path ahead of it.
             return [[(j, 1, 1, EXACT)] for j in range(len(self.tokens))]
-        by_paraphrase = defaultdict(list)
+        lists = [list(self.word_matches(word)) for word in reference.tokens]
         for j, length, phrase in reference.sources:
-            for target in self.paraphrases.from_reference[phrase]:
-                n_output = target.count(" ") + 1
-                for i in self.by_phrase.get(target, ()):
-                    by_paraphrase[j].append((i, n_output, length, PARAPHRASE))
-        for i, length, target in self.targets:
-            for j in reference.targets.get(target, ()):
-                by_paraphrase[j].append((i, length, target.count(" ") + 1, PARAPHRASE))
-        lists = [self.word_matches(word) for word in reference.tokens]
-        for j, matches in by_paraphrase.items():
-            lists[j] = lists[j] + matches
+            for i in self.targets.get(phrase, ()):
+                lists[j].append((i, phrase.count(" ") + 1, length, PARAPHRASE))
+        for i, length, phrase in self.sources:
+            for j in reference.targets.get(phrase, ()):
+                lists[j].append((i, length, phrase.count(" ") + 1, PARAPHRASE))
         if sum(map(len, lists)) * len(self.tokens) > MOST_BITS:
             raise InputError(f"METEOR cannot align {len(self.tokens):,} words with a reference of "
                              f"{len(reference.tokens):,}: too many of them are equal; cut the line "
                              f"that begins '{' '.join(self.tokens[:5])}'")
         return lists
 
-    def word_matches(self, word):
+    def find_word_matches(self, word):
         """The matches for a word of a reference: equal words, those of its stem, its synonyms."""
-        if word not in self.of_word:
-            own, same_stem = key(word), self.by_stem.get(key(stem(word)), ())
-            synonyms = set()
-            for synset in self.lexicon.synsets(word):
-                if synset in self.by_synset:
-                    synonyms.update(self.by_synset[synset])
-            self.of_word[word] = [
-                *((i, 1, 1, EXACT) for i in self.by_key.get(own, ())),
-                *((i, 1, 1, STEM) for i in same_stem if self.keys[i] != own),
-                *((i, 1, 1, SYNONYM) for i in sorted(synonyms) if self.keys[i] != own),
-            ]
-        return self.of_word[word]
+        found = {(known[0], i) for known in self.known_by(word) if known in self.places
+                 for i in self.places[known]}
+        return [(i, 1, 1, module) for module, i in sorted(found)
+                if module == EXACT or self.keys[i] != key(word)]
 
 
 # --- The alignment
@@ -191,88 +172,47 @@ COST = operator.itemgetter(0)
 NOWHERE = -1  # the end of the last match, if the word before has none
 
 
-def _best(paths):
-    return sorted(paths, key=COST)[:BEAM]  # of equals, the first stays first
+def align(candidates, n_words):
+    """Choose among the candidates as METEOR does: a list of (j, match), by position.
 
+    candidates: as from Output.candidates; n_words: of the output.
 
-class Pair:
-    """An output and one of its references.
+    The search goes through the reference word by word. A path takes one of the matches that start
+    at the word, or none of them; the BEAM best paths go on. Best is what has matched most words on
+    both sides; of equals, what has fewer chunks; then the smaller distance, the sum of abs(j - i);
+    then what was there first.
 
-    `candidates` are as from Output.candidates, of_output and of_reference say how many of them
-    cover each word, and `fixed` has those that are without an alternative, as {j: match}.
+    Three peculiarities of METEOR's program decide what is found. Matches other than exact ones
+    count half, rounded down, so that two single words which are synonyms count 0. The distance of a
+    match is added not to the path that takes it, but to the one that it branches off from. And a
+    match without an alternative is taken by all paths.
     """
-
-    def __init__(self, output, reference):
-        self.output, self.reference = output, reference
-        self.candidates = output.candidates(reference)
-        self.of_output, self.of_reference = [0] * len(output.tokens), [0] * len(reference.tokens)
-        for j, matches in enumerate(self.candidates):
-            for i, n_output, n_reference, _ in matches:
-                for word in range(i, i + n_output):
-                    self.of_output[word] += 1
-                for word in range(j, j + n_reference):
-                    self.of_reference[word] += 1
-        self.fixed = {}
-        for j, matches in enumerate(self.candidates):
-            if len(matches) == 1:
-                i, n_output, n_reference, _ = matches[0]
-                covered = self.of_output[i : i + n_output] + self.of_reference[j : j + n_reference]
-                if set(covered) == {1}:
-                    self.fixed[j] = matches[0]
-
-    def align(self):
-        """Choose among the candidates as METEOR does: a list of (j, match), by position.
-
-        The search goes through the reference word by word. A path takes one of the matches that
-        start at the word, or none of them; the BEAM best paths go on. Best is what has matched most
-        words on both sides; of equals, what has fewer chunks; then the smaller distance, the sum of
-        abs(j - i); then what was there first.
-
-        Three peculiarities of METEOR's program decide what is found. Matches other than exact ones
-        count half, rounded down, so that two single words which are synonyms count 0. The distance
-        of a match is added not to the path that takes it, but to the one that it branches off from.
-        And fixed matches are taken in advance.
-        """
-        # A path: its cost; where its last match ends in the output and in the reference; the words
-        # of the output that it uses, as bits; its matches, as (last match, those before it).
-        paths = [(0, NOWHERE, 0, 0, None)]
-        # The cost is one number: a chunk costs more than all distances, a matched word gains more
-        # than all chunks.
-        longest = max(len(self.of_output), len(self.of_reference))
-        chunk = 1 + longest * sum(map(len, self.candidates))
-        gain = chunk * (2 + len(self.of_reference))
-        after_fixed = 0
-        for j, matches in enumerate([*self.candidates, []]):  # at the end the last chunk is closed
-            if j < after_fixed:
-                continue
-            if j in self.fixed or j == len(self.candidates) or self.of_reference[j] == 0:
-                # All paths do the same here; they differ in whether it goes on with their chunk.
-                i, n_output, n_reference, _ = self.fixed.get(j, (NOWHERE, 0, 1, None))
-                new_end = i + n_output
-                paths = [(cost + chunk * (end not in (i, NOWHERE)), new_end, reach, used, chosen)
-                         for cost, end, reach, used, chosen in _best(paths)]
-                after_fixed = j + n_reference
-            else:
-                paths = self._branch(_best(paths), j, matches, gain, chunk)
-        matches = _best(paths)[0][-1]
-        alignment = list(self.fixed.items())
-        while matches:
-            match, matches = matches
-            alignment.append(match)
-        return sorted(alignment)
-
-    @staticmethod
-    def _branch(paths, j, matches, gain, chunk):
-        """The paths after position j: each path with each match that it can take, then without."""
-        options = []
+    of_output, of_reference = [0] * n_words, [0] * len(candidates)  # how many cover each word
+    for j, matches in enumerate(candidates):
+        for i, n_output, n_reference, _ in matches:
+            for word in range(i, i + n_output):
+                of_output[word] += 1
+            for word in range(j, j + n_reference):
+                of_reference[word] += 1
+    # The cost is one number: a chunk costs more than all distances, a matched word gains more than
+    # all chunks.
+    chunk = 1 + max(n_words, len(candidates)) * sum(map(len, candidates))
+    gain = chunk * (2 + len(candidates))
+    # A path: its cost; where its last match ends in the output and in the reference; the words of
+    # the output that it uses, as bits; its matches, as (last match, those before it).
+    paths = [(0, NOWHERE, 0, 0, None)]
+    for j, matches in enumerate([*candidates, []]):  # at the end the last chunk is closed
+        options, is_fixed = [], False
         for match in matches:
             i, n_output, n_reference, module = match
             exact = module == EXACT
             words = n_output + n_reference if exact else n_output // 2 + n_reference // 2
             ends, mask = (i + n_output, j + n_reference), (1 << n_output) - 1 << i
             options.append((i, *ends, mask, gain * words, abs(j - i), (j, match)))
+            covered = of_output[i : i + n_output] + of_reference[j : j + n_reference]
+            is_fixed = set(covered) == {1}
         branched = []
-        for path in paths:
+        for path in sorted(paths, key=COST)[:BEAM]:  # of equals, the first stays first
             cost, end, reach, used, chosen = path
             if reach > j:  # inside a match that it has taken
                 branched.append(path)
@@ -284,39 +224,44 @@ class Pair:
                         new_cost += chunk
                     branched.append((new_cost, new_end, new_reach, used | mask, (match, chosen)))
                     cost += distance
-            if end != NOWHERE:
-                cost += chunk
-            branched.append((cost, NOWHERE, reach, used, chosen))
-            if len(options) > BEAM:  # so that not all of them are kept for all paths
-                branched = _best(branched)
-        return branched
+            if not is_fixed:
+                if end != NOWHERE:
+                    cost += chunk
+                branched.append((cost, NOWHERE, reach, used, chosen))
+        paths = branched
+    matches, alignment = min(paths, key=COST)[-1], []
+    while matches:
+        match, matches = matches
+        alignment.append(match)
+    return alignment[::-1]
 
-    def statistics(self):
-        """Align the two and count: the 23 numbers that `score` needs.
 
-        They are the number of words in the output and in the reference; how many of these are
-        function words; then for each module the matched content words of the output and of the
-        reference, and the matched function words of both; then the chunks, the matched words of the
-        output, and the matched words of the reference.
-        """
-        matched, chunks, ends = [0] * 16, 0, None
-        for j, (i, n_output, n_reference, module) in self.align():
-            for function in self.output.functions[i : i + n_output]:
-                matched[4 * module + 2 * function] += 1
-            for function in self.reference.functions[j : j + n_reference]:
-                matched[4 * module + 2 * function + 1] += 1
-            chunks += (i, j) != ends
-            ends = i + n_output, j + n_reference
-        output, reference = self.output.functions, self.reference.functions
-        return (len(output), len(reference), sum(output), sum(reference), *matched,
-                chunks, sum(matched[0::2]), sum(matched[1::2]))
+def count(output, reference):
+    """Align an output with a reference and count: the 23 numbers that `score` needs.
+
+    They are the number of words in the output and in the reference; how many of these are function
+    words; then for each module the matched content words of the output and of the reference, and
+    the matched function words of both; then the chunks, the matched words of the output, and the
+    matched words of the reference.
+    """
+    matched, chunks, ends = [0] * 16, 0, None
+    for j, match in align(output.candidates(reference), len(output.tokens)):
+        i, n_output, n_reference, module = match
+        for function in output.functions[i : i + n_output]:
+            matched[4 * module + 2 * function] += 1
+        for function in reference.functions[j : j + n_reference]:
+            matched[4 * module + 2 * function + 1] += 1
+        chunks += (i, j) != ends
+        ends = i + n_output, j + n_reference
+    return (len(output.tokens), len(reference.tokens), sum(output.functions),
+            sum(reference.functions), *matched, chunks, sum(matched[0::2]), sum(matched[1::2]))
 
 
 # --- The score
 
 
 def score(statistics):
-    """METEOR from the 23 numbers that Pair.statistics describes:
+    """METEOR from the 23 numbers that `count` describes:
 
         P      = weight of the matched words of the output / weight of all its words
         R      = weight of the matched words of the reference / weight of all its words
@@ -370,8 +315,8 @@ class Meteor:
         self.lexicon = Lexicon(folder)
         tokens_of = functools.cache(normalize)
         self.references = [[tokens_of(text) for text in group] for group in references]
-        self.table = meteor_data.paraphrases(folder, set().union(*self.references))
-        self.wanted = meteor_data.wanted_phrases(self.table)
+        self.phrases = meteor_data.phrases(set().union(*self.references))
+        self.table = meteor_data.paraphrases(folder, self.phrases)
 
     def score(self, outputs):
         """The score of the corpus, and a list of the score of each output.
@@ -388,13 +333,16 @@ class Meteor:
     def statistics(self, outputs):
         """For each output the 23 numbers of its best reference; of equally good ones, the first."""
         outputs = [normalize(text) for text in outputs]
-        paraphrases = Paraphrases(self.table, self.wanted, outputs)
-        prepare = functools.cache(lambda tokens: Reference(tokens, self.lexicon, paraphrases))
+        known, paraphrases = self.phrases | meteor_data.phrases(outputs), defaultdict(list)
+        for a, b in self.table:  # most have a side that stands nowhere
+            if a in known and b in known:
+                paraphrases[a].append(b)
+                paraphrases[b] += []
+        prepare = functools.cache(lambda tokens: Text(tokens, self.lexicon, paraphrases))
         rows = []
         for tokens, group in zip(outputs, self.references, strict=True):
             output = Output(tokens, self.lexicon, paraphrases)
-            pairs = (Pair(output, prepare(reference)) for reference in group)
-            rows.append(max((pair.statistics() for pair in pairs), key=score))
+            rows.append(max((count(output, prepare(text)) for text in group), key=score))
         return rows
 
 

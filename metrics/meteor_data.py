@@ -78,10 +78,6 @@ class Lexicon:
                 self._bases.setdefault(word, []).append(base)
         self.synsets = functools.cache(self._find_synsets)
 
-    def functions(self, tokens):
-        """For each token whether it is a function word."""
-        return tuple(token in self.function_words for token in tokens)
-
     def _find_synsets(self, word):
         """The synsets of a word and of the words that it may be an inflected form of."""
         bases = self._bases.get(word)
@@ -105,26 +101,27 @@ def ngrams(tokens):
             yield start, n, " ".join(tokens[start : start + n])
 
 
-def paraphrases(folder, references):
-    """The entries of the table that can matter for these references, in the table's order.
+def phrases(texts):
+    """The set of all n-grams of texts, each a tuple of tokens."""
+    return {phrase for tokens in texts for _, _, phrase in ngrams(tokens)}
 
-    references: distinct tuples of tokens. Gives triples (sides, A, B) of an entry A -> B, where
-    sides says which of the two a reference contains: "A", "B" or "AB". With neither, no output
-    could be matched through the entry.
+
+def paraphrases(folder, phrases):
+    """The entries (A, B) of the table that have one of the phrases, in the table's order.
 
     Reading the whole table takes seconds, so what is kept is cached in data/meteor/. The name of
     the cache and its first line say what it was made from, and the checksum inside gzip's format
     tells whether it is whole.
     """
-    texts = "\n".join(sorted(" ".join(tokens) for tokens in references))
-    key = hashlib.sha256(f"{KNOWN[TABLE]}\n{texts}".encode()).hexdigest()
+    listed = "\n".join(sorted(phrases))
+    key = hashlib.sha256(f"{KNOWN[TABLE]}\n{listed}".encode()).hexdigest()
     cache = OWN_FOLDER / f"paraphrases-{key[:16]}.gz"
     try:
         first, *lines = gzip.decompress(cache.read_bytes()).decode("utf-8").split("\n")
         if first != key:
             raise EOFError
     except (OSError, EOFError, zlib.error):  # not there, or not whole
-        lines = scan(folder, {phrase for tokens in references for _, _, phrase in ngrams(tokens)})
+        lines = scan(folder, phrases)
         content = gzip.compress("\n".join([key, *lines]).encode("utf-8"), compresslevel=6)
         try:
             with write_aside(cache) as aside:
@@ -132,11 +129,11 @@ def paraphrases(folder, references):
         except InputError as error:
             print(f"note: METEOR's paraphrases are looked up anew in each call, which takes some "
                   f"seconds: {error}", file=sys.stderr)
-    return list(zip(lines[0::3], lines[1::3], lines[2::3]))
+    return list(zip(lines[0::2], lines[1::2]))
 
 
 def scan(folder, phrases):
-    """Read the whole table: three strings (sides, A, B) for each entry with one of `phrases`."""
+    """Read the whole table: two strings, A and B, for each entry with one of `phrases`."""
     from tqdm import tqdm
 
     wanted = {f"{phrase}\n".encode() for phrase in phrases}
@@ -144,31 +141,7 @@ def scan(folder, phrases):
     with gzip.open(check(folder / TABLE, TABLE)) as file:
         lines = io.BufferedReader(file, 1 << 20)  # three lines an entry: a probability, A and B
         entries = zip(lines, lines, lines)
-        for _, a, b in tqdm(entries, "METEOR's paraphrases", ENTRIES, leave=False, disable=None):
-            if a in wanted or b in wanted:
-                sides = "A" * (a in wanted) + "B" * (b in wanted)
-                kept += sides, a.decode("utf-8").rstrip("\n"), b.decode("utf-8").rstrip("\n")
+        for _, *sides in tqdm(entries, "METEOR's paraphrases", ENTRIES, leave=False, disable=None):
+            if not wanted.isdisjoint(sides):
+                kept += [side.decode("utf-8").rstrip("\n") for side in sides]
     return kept
-
-
-def wanted_phrases(entries):
-    """What the entries would have to find in an output."""
-    wanted = {b for sides, _, b in entries if sides != "B"}
-    wanted.update([a for sides, a, _ in entries if sides != "A"])
-    return wanted
-
-
-class Paraphrases:
-    """Of the entries for some references those that can match with something in some outputs."""
-
-    def __init__(self, entries, wanted, outputs):
-        self.in_outputs = {phrase for tokens in set(outputs) for _, _, phrase in ngrams(tokens)
-                           if phrase in wanted}
-        # A phrase on one side -> its paraphrases on the other, in the table's order.
-        self.from_reference, self.from_output = {}, {}
-        for sides, a, b in entries:
-            if "A" in sides and b in self.in_outputs:
-                self.from_reference.setdefault(a, []).append(b)
-            if "B" in sides and a in self.in_outputs:
-                self.from_output.setdefault(a, []).append(b)
-        self.to_reference = {target for targets in self.from_output.values() for target in targets}

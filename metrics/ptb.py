@@ -9,9 +9,7 @@ this one. What no rule knows is dropped and separates tokens: blanks, emoji, con
 
 import re
 import unicodedata
-from array import array
 from functools import lru_cache
-from itertools import product
 
 # --- Kinds of characters: the rules see ASCII as it is, beyond it one character for all of a kind
 
@@ -101,7 +99,7 @@ PART = f"(?:[dDoOlL]{APX}{LD})?{LD}+"
 THING = f"{PART}(?:[-_‐]{PART})*"
 ALNUMS = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 WHITE = "\t\n\r "  # in sites and addresses
-PATH = rf'/[^{WHITE}"<>|()]+[^{WHITE}"<>|().!?,{{}}-]'
+PATH = rf'(?:/[^{WHITE}"<>|()]+[^{WHITE}"<>|().!?,{{}}-])?'
 WWW = rf'(?i:www)\.(?:[^{WHITE}"<>|.!?(){{}},]+\.)+[A-Za-z]{{2,4}}'
 # A slip of the original: ,-_ is a range, so that a site has no digits and no capitals.
 SITE = rf"""(?:[^{WHITE}"'<>|!(){{}}$`,-_]+\.)+{_words("com net org edu")}"""
@@ -132,11 +130,12 @@ GOES_ON = _words(  # abbreviations: none ends in one of these
     "Insp Mlle Mme Msgr Sfc vs Alex Wm Jos Cie a.k.a cf TREAS Ph Invt Elec Natl M[ft]g Dept"
 )
 
-# --- The rules: token, context, output. An output is a form for the token, or replacements in it
+# --- The rules: a token's pattern, that of its context if it has one, and the output if it is not the
+# token itself: a form for it, or replacements in it
 
 SOFT_HYPHENS = {"\xad": ""}
 ONE_TOKEN = {" ": "\xa0", "(": "-lrb-", ")": "-rrb-"}
-AMPERSANDS = {"&" + "".join(amp) + ";": "&" for amp in product("aA", "mM", "pP")}
+AMPERSANDS = {"&amp;": "&", "&Amp;": "&", "&AMP;": "&"}
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 OPENING, CLOSING = {'"': "``", "&quot;": "``"}, {'"': "''", "&quot;": "''"}
 QUOTES = {"&apos;": "'", "\x91": "`", "‘": "`", "‛": "`", "‹": "`", "\x92": "'", "’": "'", "›": "'",
@@ -145,96 +144,97 @@ CURRENCIES = {"¢": "cents", "£": "#", "€": "$", "\x80": "$", "¤": "$", "₠
 FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 
 RULES = [
-    (_words("c[+][+] c# f#"), "", "{}"),
+    _words("c[+][+] c# f#"),
     ("(?i:can(?=not)|(?:gon|wan)(?=na)|got(?=ta)|(?:lem|gim)(?=me)|'t(?=was|is))",
-     "(?i:not|na|ta|me|was|is)", "{}"),
+     "(?i:not|na|ta|me|was|is)"),
     (TAG, "", {" ": "\xa0"}),
     ("–|(?i:&(?:md|[mn]dash);)", "", "--"),
-    ("(?i:&amp;)", "", "&"), ("(?i:&lt;)", "", "<"), ("(?i:&gt;)", "", ">"),
-    (f"&(?:{_words('HT TL UR LR QC QL QR odq cdq')}|#{D}+);", "", "{}"),
+    ("(?i:&amp;)", "", "&"),
+    ("(?i:&lt;)", "", "<"),
+    ("(?i:&gt;)", "", ">"),
+    f"&(?:{_words('HT TL UR LR QC QL QR odq cdq')}|#{D}+);",
     (WORD, CLITIC, SOFT_HYPHENS),  # it|'s
     (r"[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", NOT, SOFT_HYPHENS),  # is|n't
     (WORD, "", SOFT_HYPHENS),
-    (f"[A-HJ-XZn]{APX}{L}{{2,}}", "", "{}"),  # O'Brien
-    (f"{L}+[aeiouyAEIOUY]{APX}[aeiouA-Z]{L}*", "", "{}"),
-    (f"{AP}[nN]{AP}?|[lLdDjJ]{AP}|{_words('Dunkin somethin ol')}{AP}", "", "{}"),  # rock 'n' roll
-    (f"{AP}(?:{_words('em till? cause')}|[2-9]0[sS])", "", "{}"),  # the '80s
-    (f"'(?i:twas)|[oO]{APX}[oO]", "", "{}"),
-    (_words("cont'd.? nor'easter c'mon e'er s'mores ev'ry li'l nat'l").replace("'", AP), "", "{}"),
-    (f"[yY]{AP}", L, "{}"),  # y'|all
-    (f'(?i:https?)://[^{WHITE}"<>|(){{}}]+[^{WHITE}"<>|(){{}}.!?,-]', "", "{}"),
-    (f"{WWW}{PATH}|{WWW}", "", "{}"),
-    (f"{SITE}{PATH}|{SITE}", "", "{}"),
-    (EMAIL, "", "{}"),
-    (f"@[A-Za-z_][A-Za-z0-9_]*|#{X}+", "", "{}"),
+    f"[A-HJ-XZn]{APX}{L}{{2,}}",  # O'Brien
+    f"{L}+[aeiouyAEIOUY]{APX}[aeiouA-Z]{L}*",
+    f"{AP}[nN]{AP}?|[lLdDjJ]{AP}|{_words('Dunkin somethin ol')}{AP}",  # rock 'n' roll
+    f"{AP}(?:{_words('em till? cause')}|[2-9]0[sS])",  # the '80s
+    f"'(?i:twas)|[oO]{APX}[oO]",
+    _words("cont'd.? nor'easter c'mon e'er s'mores ev'ry li'l nat'l").replace("'", AP),
+    (f"[yY]{AP}", L),  # y'|all
+    f'(?i:https?)://[^{WHITE}"<>|(){{}}]+[^{WHITE}"<>|(){{}}.!?,-]',
+    f"{WWW}{PATH}",
+    f"{SITE}{PATH}",
+    EMAIL,
+    f"@[A-Za-z_][A-Za-z0-9_]*|#{X}+",
     (f"{CLITIC}|{NOT}", "[^A-Za-z]", QUOTES),
-    (f"{D}{{1,2}}[-/]{D}{{1,2}}[-/]{D}{{2,4}}", "", "{}"),  # a date
+    f"{D}{{1,2}}[-/]{D}{{1,2}}[-/]{D}{{2,4}}",  # a date
     (f"[-+]?{NUMBER}", "", SOFT_HYPHENS),
-    ("⁺?(?:²+|₂+)", "", "{}"),
+    "⁺?(?:²+|₂+)",
     (rf"(?:{D}{{1,4}}[- \xa0])?{D}{{1,4}}(?:\\?/|⁄){D}{{1,4}}", "", ONE_TOKEN),  # 1 1/2
     ("½", "", FRACTIONS),
-    (_words("-LRB- -RRB- -LCB- -RCB- -LSB- -RSB- C.D.s pro- anti-"), "", "{}"),
-    (_words("Cap'n c'est").replace("'", AP), "", "{}"),
+    _words("-LRB- -RRB- -LCB- -RCB- -LSB- -RSB- C.D.s pro- anti-"),
+    _words("Cap'n c'est").replace("'", AP),
     (f"(?i:S{AND}(?:P-500|Ls))", "", AMPERSANDS),
-    (rf"{ALNUMS}(?:\\?/{ALNUMS}){{1,2}}", "", "{}"),  # and/or
-    (r"[A-Z]*\$|#", "", "{}"),
+    rf"{ALNUMS}(?:\\?/{ALNUMS}){{1,2}}",  # and/or
+    r"[A-Z]*\$|#",
     ("£", "", CURRENCIES),
-    ("[A-Za-z]", rf"\.{WS}+(?:{STARTER}|{TAG}){WS}", "{}"),  # that of "I. The" ends the sentence
+    ("[A-Za-z]", rf"\.{WS}+(?:{STARTER}|{TAG}){WS}"),  # that of "I. The" ends the sentence
     (rf"{ACRONYM}\.", f"{WS}+(?:{STARTER}|{TAG}){WS}", "{} ."),  # that of "U.S. The" does that, too
-    (rf"{_words('ca figs? prop nos? art bldg pp op')}\.", f"{WS}?{D}", "{}"),  # no. 5
-    (r"(?:(?i:p)t[eyEY]|(?i:co))\.", f"{SP}(?i:ltd|lim)", "{}"),
+    (rf"{_words('ca figs? prop nos? art bldg pp op')}\.", f"{WS}?{D}"),  # no. 5
+    (r"(?:(?i:p)t[eyEY]|(?i:co))\.", f"{SP}(?i:ltd|lim)"),
     (rf"{MAY_END}\.", f"{WS}(?:{WS}|{CAPITAL}|{TAG})", "{} ."),
-    (rf"{MAY_END}\.", f"{ANY}{ANY}", "{}"),
+    (rf"{MAY_END}\.", f"{ANY}{ANY}"),
     (rf"{MAY_END}\.", "", "{} ."),  # so at the very end of the text
-    (rf"(?:{GOES_ON}|{ACRONYM}|[A-Za-z])\.", "", "{}"),
-    (ACRONYM, WS, "{}"),
-    (f"{AP}[0-9]{{2}}", WS, "{}"),  # '90
-    (rf"{XD}(?:\.{XD})*\.{FILE_TYPE}", f"(?:{WS}|[.?!,])", "{}"),
+    rf"(?:{GOES_ON}|{ACRONYM}|[A-Za-z])\.",
+    (ACRONYM, WS),
+    (f"{AP}[0-9]{{2}}", WS),  # '90
+    (rf"{XD}(?:\.{XD})*\.{FILE_TYPE}", f"(?:{WS}|[.?!,])"),
     (rf"{WORD}\.", IP, SOFT_HYPHENS),  # "low.," keeps its period
     (PHONE, "", ONE_TOKEN),
-    (PHONE_WITH_PERIODS, "", "{}"),
+    PHONE_WITH_PERIODS,
     ('"|(?i:&quot;)', "[A-Za-z0-9$]", OPENING),
     ('"|(?i:&quot;)', "", CLOSING),
-    ("[<>]", "", "{}"),
+    "[<>]",
     (r"[<>]?[:;=][-o*']?[()DPdpO\\{@|[\]]", "[^A-Za-z0-9]", ONE_TOKEN),  # smileys
     (r"[\^x=~<>'-]_[\^x=~<>'-]|\([\^x=~<>'-][_.]?[\^x=~<>'-]\)|\([\^x=~<>']-[\^x=~<>'`]\)",
      "", ONE_TOKEN),  # (^_^)
     (r"[][(){}]", "", BRACKETS),
-    ("-{3,4}", "", "--"), ("-+", "", "{}"),
+    ("-{3,4}", "", "--"),
+    "-+",
     (r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|[…\x85]", "", "..."),
-    (rf"@+|#+|_+|\*+|(?:\\\*){{1,3}}|[?!]+|{IP}|[.¿=/]", "", "{}"),
+    rf"@+|#+|_+|\*+|(?:\\\*){{1,3}}|[?!]+|{IP}|[.¿=/]",
     (rf"{HYPHENATED}\.", IP, SOFT_HYPHENS),
     (HYPHENATED, "", SOFT_HYPHENS),  # family-friendly
-    (rf"{THING}\.", IP, "{}"),
-    (THING, "", "{}"),
+    (rf"{THING}\.", IP),
+    THING,
     (rf"[A-Z]+(?:(?:\+|{AND})[A-Z]+)+\.", IP, AMPERSANDS),
     (rf"[A-Z]+(?:(?:\+|{AND})[A-Z]+)+", "", AMPERSANDS),  # B&B
     ("'", r"[A-Za-z][^ \t\r\n\xa0]", "`"),
     (f"{CLITIC}|{NOT}", "", QUOTES),
     (f"''|[`‘’“]{{1,2}}|{AP}", "", QUOTES),
-    (r"<<|>>|[%&+\\^|~©Ⓐ⁄⁺]", "", "{}"),
+    r"<<|>>|[%&+\\^|~©Ⓐ⁄⁺]",
     (f"(?i:&nbsp;)|{SP}+|{UNKNOWN}+", "", ""),
-    (r"\n", "", "{}"),
+    r"\n",
 ]
-# What the rules that look far ahead must find there: without it they are not tried.
-NEEDED = {TAG: ">", EMAIL: "@", SITE: ".", HYPHENATED: "-"}
-RULES = [("".join(NEEDED[part] for part in NEEDED if token.startswith(part)),
-          re.compile(f"({token}){context}"), output) for token, context, output in RULES]
+
+
+def _compiled(rule):
+    token, context, output = (rule, "", "{}") if isinstance(rule, str) else (*rule, "{}")[:3]
+    return re.compile(f"({token}){context}"), output
+
+
+RULES = [_compiled(rule) for rule in RULES]
 
 # --- The lexer
 
 # Nothing but a tag goes on after a blank that follows a letter or a comma. So the text is cut
 # there, and every piece is lexed once: the 114,144 pieces of E2E's references are 1,643 different.
-CUT = re.compile(r"(?<=[A-Za-z,][ \n])")
 CUT_OR_TAG = re.compile(rf"[A-Za-z,][ \n]|<<|{TAG}")
 
 # What the challenge drops. All is in lower case by then, so "-LRB-" never is.
 PUNCTUATION = set("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
-
-
-def java_characters(text):
-    """The codes of a text's characters as Java counts them, to which an emoji is two."""
-    return array("H", text.encode("utf-16", "surrogatepass"))[1:]  # without the byte order mark
 
 
 @lru_cache(1 << 16)
@@ -244,12 +244,11 @@ def lex(text):
     >>> lex("It isn't cheap (£20-25).")
     ('it', 'is', "n't", 'cheap', '-lrb-', '#', '20-25', '-rrb-', '.')
     """
-    text = "".join(map(chr, java_characters(text)))
+    text = re.sub("[^\0-\uffff]", r"\g<0>\0", text)  # to Java, an emoji is two characters
     kinds, tokens, start = "".join(map(_kind, text)), [], 0
-    rules = [(pattern, form) for needed, pattern, form in RULES if needed in kinds]
     while start < len(text):
         reach = end = start
-        for pattern, form in rules:
+        for pattern, form in RULES:
             match = pattern.match(kinds, start)
             if match and match.end() > reach:
                 reach, end, output = match.end(), match.end(1), form
@@ -261,15 +260,13 @@ def lex(text):
                 for old, new in output.items():
                     token = token.replace(old, new)
                 token = token or "-"  # a word of soft hyphens
-            token = token.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-            tokens += filter(None, token.lower().replace("\n", " \n ").split(" "))
+            token = token.lower().replace("\0", "").replace("\n", " \n ")
+            tokens += filter(None, token.split(" "))
         start = max(end, start + 1)
     return tuple(tokens)
 
 
 def _pieces(text):
-    if ">" not in text:
-        return CUT.split(text)
     ends = [match.end() for match in CUT_OR_TAG.finditer(text) if not match[0].startswith("<")]
     return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)])]
 
