@@ -9,9 +9,7 @@
     __main__.py  the command line: python -m metrics REFERENCES OUTPUTS
 """
 
-import gc
 from collections.abc import Mapping, Set
-from contextlib import contextmanager
 
 from metrics import cider, meteor, mteval, ptb, rouge
 from metrics.files import read_corpora, read_outputs, read_references
@@ -53,13 +51,12 @@ class Scorer:
                                  "one at least, and none that is empty")
         if not self.references:
             raise InputError("there is nothing to score: no references and no outputs")
-        with _no_search_for_cycles():
-            tokens = [[mteval.tokenize(text) for text in group] for group in self.references]
-            self.counts = mteval.count_references(tokens)
-            tokenized = iter(ptb.tokenize([text for group in self.references for text in group]))
-            self.tokenized = [[next(tokenized) for _ in group] for group in self.references]
-            self.weighed = cider.References(self.tokenized)
-            self.meteor = meteor.prepare(self.tokenized)  # None without its data
+        tokens = [[mteval.tokenize(text) for text in group] for group in self.references]
+        self.counts = mteval.count_references(tokens)
+        tokenized = iter(ptb.tokenize([text for group in self.references for text in group]))
+        self.tokenized = [[next(tokenized) for _ in group] for group in self.references]
+        self.weighed = cider.References(self.tokenized)
+        self.meteor = meteor.prepare(self.tokenized)  # None without its data
 
     def score(self, outputs):
         """Score outputs: (scores of the corpus as from `evaluate`, scores of its segments).
@@ -71,14 +68,13 @@ class Scorer:
         if len(self.references) != len(outputs):
             raise InputError(f"{len(self.references):,} groups of references for {len(outputs):,} "
                              "outputs; give one output for each group")
-        with _no_search_for_cycles():
-            counts = mteval.count(self.counts, [mteval.tokenize(output) for output in outputs])
-            tokenized = ptb.tokenize(outputs)
-            results = {
-                "METEOR": self.meteor.score(tokenized) if self.meteor else (None, None),
-                "ROUGE_L": rouge.rouge_l(self.tokenized, tokenized),
-                "CIDEr": cider.cider(self.weighed, tokenized),
-            }
+        counts = mteval.count(self.counts, [mteval.tokenize(output) for output in outputs])
+        tokenized = ptb.tokenize(outputs)
+        results = {
+            "METEOR": self.meteor.score(tokenized) if self.meteor else (None, None),
+            "ROUGE_L": rouge.rouge_l(self.tokenized, tokenized),
+            "CIDEr": cider.cider(self.weighed, tokenized),
+        }
         corpus = {"BLEU": mteval.bleu(counts), "NIST": mteval.nist(counts)}
         corpus |= {name: score for name, (score, _) in results.items()}
         return corpus, {name: segments for name, (_, segments) in results.items()}
@@ -103,18 +99,6 @@ def _texts(given, name):
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise InputError(f"{name}: number {number:,} has half a character; repair it")
     return texts
-
-
-@contextmanager
-def _no_search_for_cycles():
-    """Millions of small objects, none in a cycle: to look for cycles would take a fifth longer."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def format_table(rows):

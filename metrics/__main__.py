@@ -4,14 +4,13 @@ import argparse
 import json
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 if not __package__:  # started as `python /path/to/metrics`, which leaves out the folder above it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from metrics import METRICS, Scorer, format_table, meteor, mteval, read_corpora  # noqa: E402
-from support.files import InputError, run_command, write_aside  # noqa: E402
+from support.files import InputError, run_command, write_text  # noqa: E402
 
 DESCRIPTION = """\
 Score outputs against references as the E2E NLG challenge does, without its Perl and Java.
@@ -138,19 +137,20 @@ def print_as_official(args, results):
 
 def write_segments(path, corpus, segments):
     """Write a line for each segment, as the official script does."""
-    target, short = Path(path), []
-    # What is not a file, such as /dev/stdout, is written to and not replaced.
-    is_file = not target.is_symlink() and (target.is_file() or not target.exists())
-    with (write_aside(target) if is_file else nullcontext(target) as aside,
-          open(aside, "w", encoding="utf-8", newline="\n") as file):
-        print("src", "sys_out", "BLEU", "sentBLEU", *METRICS[1:], sep="\t", file=file)
-        for i, output in enumerate(corpus.outputs):
-            scores = [*mteval.segment_scores(corpus.references[i], output)]
-            scores += [segments[name] and segments[name][i] for name in METRICS[2:]]
-            cells = [text.replace("\t", " ") for text in (corpus.sources[i], output)]
-            print(*cells, *map(_four_decimals, scores), sep="\t", file=file)
-            if len(mteval.tokenize(output)) < mteval.LONGEST:
-                short.append(i + 1)
+    lines = [["src", "sys_out", "BLEU", "sentBLEU", *METRICS[1:]]]
+    for i, output in enumerate(corpus.outputs):
+        scores = [*mteval.segment_scores(corpus.references[i], output)]
+        scores += [segments[name] and segments[name][i] for name in METRICS[2:]]
+        cells = [text.replace("\t", " ") for text in (corpus.sources[i], output)]
+        lines.append([*cells, *map(_four_decimals, scores)])
+    text = "".join("\t".join(line) + "\n" for line in lines)
+    target = Path(path)
+    if target.is_symlink() or target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")  # /dev/stdout and the like are not replaced
+    else:
+        write_text(target, text)
+    lengths = [len(mteval.tokenize(output)) for output in corpus.outputs]
+    short = [number for number, n in enumerate(lengths, start=1) if n < mteval.LONGEST]
     if short:
         print(f"note: {len(short):,} outputs, first number {short[0]:,}, have fewer than five "
               "tokens: the official script ends there in a division by zero, here NIST counts the "

@@ -24,9 +24,8 @@ REFERENCE_COLUMN = re.compile(r"trg|tgt|target|ref|human", re.IGNORECASE)
 # Pound signs and accents that lost their encoding on the way into the challenge's tables.
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
-# What is no list of sentences, by its name, or by what all of it is; tabs may stand in a text, now
-# and then: in a fifth of the lines they are columns.
-OTHER_FORMS = (".json", ".jsonl", ".sgm", ".sgml", ".xml", ".zip")
+# What is no list of sentences is known by what all of it is; tabs may stand in a text, now and then:
+# in a fifth of the lines they are columns.
 XML = re.compile(r"<(\?xml|!doctype|mteval|(ref|src|tst)set)\b", re.IGNORECASE)
 SRC1 = re.compile(r".* : .*\|\|.+")
 
@@ -52,13 +51,8 @@ def read_outputs(path):
     return [row.text for row in _output_rows(path)]
 
 
-def read_references(path, outputs=None):
-    """Read groups of references: a list of lists of str.
-
-    With `outputs`, a file of outputs, there is a group for each output: see `read_corpora`.
-    """
-    if outputs is not None:
-        return read_corpora(path, [outputs])[0].references
+def read_references(path):
+    """Read groups of references: a list of lists of str."""
     groups, by_source, _ = _read_references(path)
     return groups if by_source else _single(groups)
 
@@ -129,7 +123,6 @@ def _read_lines(path, any_text):
     The official script also cuts lines at the rarer of Unicode's line boundaries, such as U+2028.
     So does this, but it says so, as it shifts the lines that follow. They are not numbered anew.
     """
-    _check_form(path)
     try:
         data = Path(path).read_bytes()
         text = data.decode("utf-8").removeprefix("\ufeff")
@@ -149,24 +142,23 @@ def _read_lines(path, any_text):
     if not lines:
         raise InputError(f"{path}: the file is empty; write one sentence a line")
     if not (any_text or _is_table(path)):
-        _check_form(path, [line for _, line in lines if line])
+        _check_form(path, list(filter(None, (line for _, line in lines))))
     if cuts:
         print(f"warning: {path}, {cuts[0]} ends a line there, as in the official script; if it "
               f"should not, write a blank in its place ({len(cuts):,} in all)", file=sys.stderr)
     return lines, hashlib.sha256(data).hexdigest()
 
 
-def _check_form(path, lines=()):
+def _check_form(path, lines):
     """Raises InputError where lines hold more than sentences, all of which would be scored."""
-    what = None
-    if str(path).lower().endswith(OTHER_FORMS) or lines and (
-            XML.match(lines[0]) or _is_json("\n".join(lines)) or all(map(_is_json, lines))):
-        what = "JSON, XML or an archive"
-    elif lines and all(map(SRC1.fullmatch, lines)):
+    text, what = "\n".join(lines), None
+    if XML.match(text) or _is_json(text) or all(map(_is_json, lines)):
+        what = "JSON or XML"
+    elif all(map(SRC1.fullmatch, lines)):
         what = "columns with `||` between them"
-    elif 5 * sum("\t" in line for line in lines) >= len(lines) > 0:
+    elif 5 * sum("\t" in line for line in lines) >= len(lines):
         what = "columns with tabs between them"
-    if what:
+    if lines and what:
         raise InputError(f"{path}: {what}, not sentences; write one sentence a line, a blank line "
                          "between groups of references (describe.py writes such files from data), "
                          "or a table named .csv or .tsv")
@@ -200,7 +192,6 @@ def _rows(path, lines, text_column):
     """The rows below a table's header, with the columns of the source and of the text."""
     numbered = []
     for number, line in lines:
-        line = line.replace("\ufeff", "") if number == 1 else line
         for broken, repaired in REPAIRS:
             line = line.replace(broken, repaired)
         if line:

@@ -10,7 +10,6 @@ import math
 import re
 import string
 from collections import Counter
-from functools import lru_cache
 from typing import NamedTuple
 
 LONGEST = 5  # NIST looks at n-grams of 1 to 5 tokens, BLEU at those of 1 to 4
@@ -38,16 +37,10 @@ def tokenize(text):
     text = WHITE_SPACE.sub(" ", text).replace("<skipped>", "")
     for entity, character in ENTITIES:
         text = text.replace(entity, character)
-    return [token for word in text.split(" ") for token in _cut(word)]
-
-
-@lru_cache(1 << 16)
-def _cut(word):
-    """The tokens of a text without blanks; remembered, as most words of a corpus are repeated."""
-    word = f" {word} ".translate(ASCII_LOWER)  # the blanks are neighbours for the rules
+    text = f" {text} ".translate(ASCII_LOWER)  # the blanks are neighbours for the rules
     for pattern, replacement in SPLITS:
-        word = pattern.sub(replacement, word)
-    return [token for token in word.split(" ") if token]
+        text = pattern.sub(replacement, text)
+    return [token for token in text.split(" ") if token]
 
 
 class References(NamedTuple):

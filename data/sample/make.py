@@ -9,8 +9,6 @@ into words; `rest` says all that remain. So no slot is lost and none is said twi
 writes src1_train.txt, src1_valid.txt and src1_test.txt beside itself.
 """
 
-import argparse
-import os
 import random
 from pathlib import Path
 
@@ -21,22 +19,15 @@ KEYS = (  # E2E's, in its order
 # The words
 # --------------------------------------------------------------------------------------------------
 
-FIRST = (
-    "Amber", "Bramble", "Copper", "Crimson", "Hazel", "Ivory", "Juniper", "Maple", "Marble",
-    "Saffron", "Silver", "Tin", "Velvet", "Walnut", "Wicker", "Yellow",
-)
-THINGS = ("Badger", "Fiddle", "Hare", "Heron", "Kettle", "Lantern", "Spoon", "Thistle")
-ROOMS = ("Corner", "Garden", "Kitchen", "Larder")
+FIRST = ("Amber Bramble Copper Crimson Hazel Ivory Juniper Maple Marble Saffron Silver Tin Velvet "
+         "Walnut Wicker Yellow").split()
+THINGS = "Badger Fiddle Hare Heron Kettle Lantern Spoon Thistle".split()
+ROOMS = "Corner Garden Kitchen Larder".split()
 NAMES = [f"The {first} {thing}" for first in FIRST for thing in THINGS]
 NAMES += [f"{first} {room}" for first in FIRST for room in ROOMS]
-TYPES = (
-    "bistro", "brasserie", "canteen", "diner", "food truck", "inn", "tavern", "tea room",
-    "wine bar",
-)
-FOODS = (
-    "Ethiopian", "Georgian", "Greek", "Korean", "Lebanese", "Mexican", "Moroccan", "Peruvian",
-    "Polish", "Portuguese", "Thai", "Turkish", "Vietnamese", "vegan", "vegetarian",
-)
+TYPES = "bistro, brasserie, canteen, diner, food truck, inn, tavern, tea room, wine bar".split(", ")
+FOODS = ("Ethiopian Georgian Greek Korean Lebanese Mexican Moroccan Peruvian Polish Portuguese Thai "
+         "Turkish Vietnamese vegan vegetarian").split()
 AMOUNTS = ("under £ 10", "£ 10 - 15", "£ 15 - 25", "£ 25 - 40", "over £ 40")
 PRICE_WORDS = ("affordable", "cheap", "expensive")
 SCORES = ("2 out of 5", "3 out of 5", "4 out of 5")
@@ -57,11 +48,11 @@ FAMILY = {
            "is not suitable for children"),
 }
 NEARS = (
-    "Alder Bridge", "Ashdown Theatre", "Corbin Station", "Fenwick Library", "Garrick Hall",
-    "Hollis Park", "Linden Gardens", "Mercer Lock", "Orrin Cathedral", "Pell Street", "Quarry Hill",
-    "Rosewell Market", "Tanner Wharf", "Tolland Pier", "the Corn Exchange", "the Glass Tower",
-    "the Old Lighthouse", "the Town Baths",
-)
+    "Alder Bridge, Ashdown Theatre, Corbin Station, Fenwick Library, Garrick Hall, Hollis Park, "
+    "Linden Gardens, Mercer Lock, Orrin Cathedral, Pell Street, Quarry Hill, Rosewell Market, "
+    "Tanner Wharf, Tolland Pier, the Corn Exchange, the Glass Tower, the Old Lighthouse, "
+    "the Town Baths"
+).split(", ")
 VALUES = {
     "Type": TYPES,
     "food": FOODS,
@@ -99,12 +90,10 @@ def sentence(*parts):
 
 def place(rng, left):
     """Takes area and near: "on the seafront close to Pell Street"; "" where both are missing."""
-    area = near = ""
-    if "area" in left:
-        area = AREAS[left.pop("area")]
-    if "near" in left:
-        near = rng.choice(("near", "close to", "not far from")) + " " + left.pop("near")
-    return join(area, near)
+    area = AREAS[left.pop("area")] if "area" in left else ""
+    if "near" not in left:
+        return area
+    return join(area, rng.choice(("near", "close to", "not far from")), left.pop("near"))
 
 
 def noun(rng, left):
@@ -284,12 +273,12 @@ def lines_of(rng, table, n):
     return [f"{slots}||{text} \n" for text in texts]
 
 
-def make(seed=2021):
+def make():
     """The lines of the three files, {split: lines}; no table occurs twice.
 
     Training has 1,000 tables of 2 sentences, validation 60 of 3 or 4, test 60 of 4 to 6.
     """
-    rng, tables = random.Random(seed), []
+    rng, tables = random.Random(2021), []
     names = rng.sample(NAMES, len(NAMES))
     known, new = names[:132], {"valid": names[132:162], "test": names[162:]}  # new: 30 for each
 
@@ -312,22 +301,10 @@ def make(seed=2021):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Writes src1_train.txt, src1_valid.txt and src1_test.txt: a small data set in "
-        "E2E's form, made by a grammar, the same on every run.")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path(__file__).parent,
-                        help="folder to write to (default: this script's own)")
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
     for split, lines in make().items():
-        path = out / f"src1_{split}.txt"
-        aside = path.with_name(path.name + ".part")
-        aside.write_bytes("".join(lines).encode())
-        os.replace(aside, path)
-        n_tables = len({line.split("||")[0] for line in lines})
-        print(f"{path.name}: {len(lines)} lines, {n_tables} tables")
-        for line in lines[:2]:
-            print(f"    {line}", end="")
+        path = Path(__file__).parent / f"src1_{split}.txt"
+        path.write_bytes("".join(lines).encode())
+        print(f"{path.name}: {len(lines):,} lines")
 
 
 if __name__ == "__main__":
