@@ -2,17 +2,18 @@
 
 import gzip
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, run_here
 
 from describe import load_run, log_probability
-from e2e_data import encode_example, read_split
+from e2e_data import encode_example, read_split, tokenise_text
 from experiments import kinds
 from gpt2 import load_tokenizer
 from support.files import InputError
-from support.reading import find_data
+from support.reading import ZIP_NAME, find_data
 
 TABLE = "name : Alimentum | area : city centre | family friendly : no"
 MET = {".": 20_000, "is": 10_000, "a": 9_999, "not": 100, "place": 99, "in": 12_345}
@@ -32,6 +33,14 @@ def test_each_token_of_a_sentence_has_its_kind():
         "a value": " Alimentum City Centre", "met 10,000 times or more": " in is .",
         "met 100 to 9,999 times": " not a", "never met": " quiet", "met 1 to 99 times": " place",
         "the end": "<|endoftext|>"}
+
+
+def test_98_percent_of_src1s_sentences_are_the_official_ones_tokenised_by_our_rules(shared,
+                                                                                    tmp_path):
+    shutil.copy(shared / "e2e" / ZIP_NAME, tmp_path)  # a folder with the official release alone
+    pairs = zip(read_split(tmp_path, "test"), read_split(shared / "e2e", "test"), strict=True)
+    equal = [tokenise_text(raw) == tokenised for (_, raw), (_, tokenised) in pairs]
+    assert sum(equal) / len(equal) > 0.98
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])

@@ -5,11 +5,10 @@
 The weights are random, in GPT-2 Medium's shape. <|endoftext|> is banned on both sides, so that both
 write the same number of tokens. Two things are measured: one model that describes many tables,
 where `generate` gets batches of several sizes (padded on the left, as it asks for); and many tasks,
-each with a prefix of its own, in one batch, one after the other, and as PEFT's adapters.
+each with a prefix of its own, in one batch, one after the other, and one after the other by PEFT.
 """
 
 import argparse
-import statistics
 import time
 
 import torch
@@ -17,15 +16,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from beam import beam_search
 from e2e_data import encode_table, group_by_table, read_split
-from experiments.bench.training import add_arguments, random_model, wait
-from experiments.bench.twins import hugging_face_twin
+from experiments.bench.training import PREFIX_LENGTH, add_arguments, random_model, wait
+from experiments.bench.twins import hugging_face_twin, peft_twin
 from gpt2 import load_tokenizer
 from prefix import Prefix, stack_pasts
 from support.devices import pick_device
 from support.files import InputError, format_rows, run_command
 from support.reading import find_data
 
-NUM_BEAMS = 5
+NUM_BEAMS, N_PREFIXES = 5, 16
 
 
 def our_search(model, prompts, max_new_tokens, past=None, past_lengths=None):
@@ -53,32 +52,6 @@ def their_search(twin, prompts, max_new_tokens, batch_size):
     return [written[i] for i in range(len(prompts))]
 
 
-def peft_adapters(twin, prefixes):
-    """PEFT's model around the Hugging Face twin, with an adapter "0", "1", ... for each prefix."""
-    from peft import PrefixTuningConfig, get_peft_model
-
-    peft_model = None
-    for number, prefix in enumerate(prefixes):
-        key_values = prefix.key_values().detach()
-        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(key_values))
-        if peft_model is None:
-            peft_model = get_peft_model(twin, config, adapter_name="0")
-        else:
-            peft_model.add_adapter(str(number), config)
-        weight = peft_model.prompt_encoder[str(number)].embedding.weight
-        weight.data = key_values.to(weight.device, weight.dtype).clone()
-    return peft_model.eval()
-
-
-def of_each_adapter(peft_model, prompts, max_new_tokens):
-    """What each adapter writes for its prompt."""
-    written = []
-    for number, prompt in enumerate(prompts):
-        peft_model.set_adapter(str(number))
-        written += their_search(peft_model, [prompt], max_new_tokens, 1)
-    return written
-
-
 def ways_of_one_model(model, prompts, length, batch_sizes):
     """{name: a search for all prompts}."""
     twin = hugging_face_twin(model)
@@ -89,40 +62,39 @@ def ways_of_one_model(model, prompts, length, batch_sizes):
     return ways
 
 
-def ways_of_many_prefixes(model, prompts, length, prefix_length):
+def ways_of_many_prefixes(model, prompts, length):
     """{name: a search for all prompts, each with a prefix of its own}."""
     with model.device:
-        prefixes = [Prefix(model.config, prefix_length, form="direct") for _ in prompts]
+        prefixes = [Prefix(model.config, PREFIX_LENGTH, form="direct") for _ in prompts]
     pasts = [[(key.detach(), value.detach()) for key, value in prefix()] for prefix in prefixes]
-    peft_model = peft_adapters(hugging_face_twin(model), prefixes)
+    twin = hugging_face_twin(model)
+    twins = [peft_twin(twin, prefix) for prefix in prefixes]
     return {
         "each row its prefix, one batch":
             lambda: our_search(model, prompts, length, *stack_pasts(pasts)),
         "one prefix after the other":
             lambda: [our_search(model, [prompt], length, past)[0]
                      for prompt, past in zip(prompts, pasts)],
-        "PEFT, one adapter after the other":
-            lambda: of_each_adapter(peft_model, prompts, length),
+        "PEFT, one after the other":
+            lambda: [their_search(adapted, [prompt], length, 1)[0]
+                     for prompt, adapted in zip(prompts, twins)],
     }
 
 
-def compare_ways(ways, rounds, device):
-    """Prints what each way took, the median of rounds in which all have their turn, and how many
-    sentences are those of the first."""
-    seconds, written = {name: [] for name in ways}, {}
-    for number in range(rounds):
-        for name in reversed(ways) if number % 2 else ways:
-            wait(device)
-            started = time.perf_counter()
-            written[name] = ways[name]()
-            wait(device)
-            seconds[name].append(time.perf_counter() - started)
+def compare_ways(ways, device):
+    """Prints what each way took, and how many sentences are those of the first."""
+    seconds, written = {}, {}
+    for name, search in ways.items():
+        wait(device)
+        started = time.perf_counter()
+        written[name] = search()
+        wait(device)
+        seconds[name] = time.perf_counter() - started
     first = next(iter(ways))
     rows = [("", ["seconds", "over the first", "the same sentences"])]
     for name in ways:
-        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds[first]))
         same = sum(a == b for a, b in zip(written[name], written[first]))
-        rows.append((name, [f"{statistics.median(seconds[name]):.2f}", f"{ratio:.2f}",
+        rows.append((name, [f"{seconds[name]:.2f}", f"{seconds[name] / seconds[first]:.2f}",
                             f"{same} of {len(written[first])}"]))
     print("\n" + "\n".join(format_rows(rows)), flush=True)
 
@@ -138,13 +110,8 @@ def main():
         help="that each gets (default: %(default)s)")
     add("--batch-sizes", type=int, nargs="+", default=[8, 16, 32], metavar="N",
         help="tables at once for generate, besides 1 (default: 8 16 32)")
-    add("--prefixes", type=int, default=16, metavar="N",
-        help="of as many tasks, a table each (default: %(default)s)")
-    add("--prefix-length", type=int, default=5, metavar="P", help="(default: %(default)s)")
-    add("--rounds", type=int, default=1, metavar="N", help="timed rounds (default: %(default)s)")
     args = parser.parse_args()
-    if min(args.tables, args.max_new_tokens, args.prefixes, args.prefix_length, args.rounds,
-           *args.batch_sizes) < 1:
+    if min(args.tables, args.max_new_tokens, *args.batch_sizes) < 1:
         raise InputError("all numbers must be at least 1")
     device, length = pick_device(args.device), args.max_new_tokens
     model = random_model(args.model, device)
@@ -154,11 +121,10 @@ def main():
     prompts = [encode_table(tokenizer, table) for table in tables[::every][: args.tables]]
     print(f"{args.model}'s shape, {len(prompts)} tables of {args.data}, {NUM_BEAMS} beams, "
           f"{length} new tokens, float32, {device} ({torch.get_num_threads()} threads)")
-    compare_ways(ways_of_one_model(model, prompts, length, args.batch_sizes), args.rounds, device)
-    prompts = prompts[: args.prefixes]
-    print(f"\n{len(prompts)} of them, each with a prefix of {args.prefix_length} positions")
-    compare_ways(ways_of_many_prefixes(model, prompts, length, args.prefix_length), args.rounds,
-                 device)
+    compare_ways(ways_of_one_model(model, prompts, length, args.batch_sizes), device)
+    prompts = prompts[:N_PREFIXES]
+    print(f"\n{len(prompts)} of them, each with a prefix of {PREFIX_LENGTH} positions")
+    compare_ways(ways_of_many_prefixes(model, prompts, length), device)
 
 
 if __name__ == "__main__":
