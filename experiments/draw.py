@@ -10,8 +10,6 @@ scores.
 
 import argparse
 import math
-import subprocess
-import sys
 from contextlib import nullcontext
 from statistics import mean
 
@@ -21,22 +19,22 @@ import torch
 import metrics
 from beam import WatchedSearch, banned_tokens, search_batch
 from e2e_data import encode_example, encode_table, group_by_table, make_batch, read_split
-from experiments.make import FEW_EXAMPLES, FROM_EXAMPLES, LENGTHS, RATES, STEPS
-from experiments.tables import (MODES, TABLES, blaming_results, bleu, few, form_lines, form_runs,
-                                is_measured, kept_loss, label_of, of_bases, of_length, read,
-                                with_settings)
-from gpt2 import load_both
+from experiments.make import (FEW_EXAMPLES, FROM_EXAMPLES, LENGTHS, RATES, STEPS,
+                              check_names)
+from experiments.tables import (MODES, blaming_results, bleu, form_lines, is_measured, kept_loss,
+                                named, of_bases, read)
+from gpt2 import concatenate, load_both
 from prefix import load_past
 from support import drawing
 from support.drawing import PUBLISHED_CURVE, branches, draw_points, figure_at
-from support.files import ROOT, InputError, run_command
+from support.files import ROOT, run_command
 from support.reading import find_data
-from support.run_folder import is_finished
+from support.settings import Settings
+from train import train_and_score
 
-PREFIX_RUN = "runs/figures"  # made by:
-PREFIX_COMMAND = ["train.py", "--mode", "prefix", "--model", "tiny", "--data", "sample",
-                  "--prefix-form", "direct", "--prefix-length", "20", "--max-steps", "400",
-                  "--num-beams", "1", "--out", PREFIX_RUN]
+PREFIX = Settings(mode="prefix", model="tiny", data="sample", prefix_form="direct",
+                  prefix_length=20, max_steps=400, num_beams=1)
+PREFIX_RUN = ROOT / "runs/figures"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -46,12 +44,10 @@ PREFIX_COMMAND = ["train.py", "--mode", "prefix", "--model", "tiny", "--data", "
 
 def draw_forms(path):
     """Validation loss against learning rate, a line for each form: mean, lowest and highest."""
-    runs = read("forms")
     with figure_at(path) as (_, axes):
-        for form, clip in form_lines(runs):
-            losses = {lr: kept_loss(form_runs(runs, form, clip, lr)) for lr in RATES[form]}
-            draw_points(axes, losses, label=label_of(form, clip),
-                        linestyle="--" if clip > 1 else "-", color=f"C{list(RATES).index(form)}")
+        for form, label, losses in form_lines():
+            draw_points(axes, losses, label=label, linestyle="-" if label == form else "--",
+                        color=f"C{list(RATES).index(form)}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss a token (nats)",
                  ylim=(0.4, 6.9))
         axes.legend(loc="upper right")
@@ -62,7 +58,7 @@ def draw_small(path):
     runs = read("small")
     with figure_at(path) as (_, axes):
         for (mode, label), beside in zip(MODES.items(), (0.99, 1.01)):  # no bar hides another
-            points = {n * beside: bleu(few(runs, mode, n)) for n in FEW_EXAMPLES}
+            points = {n * beside: bleu(named(runs, f"{mode}-{n}-")) for n in FEW_EXAMPLES}
             draw_points(axes, points, label=label)
         axes.set(xscale="log", xlabel="training examples", ylabel="BLEU, mean of three draws",
                  xticks=FEW_EXAMPLES, xticklabels=FEW_EXAMPLES)
@@ -74,13 +70,13 @@ def draw_length(path):
     """BLEU against prefix length (Figure 2), with fine-tuning and what is known of GPT-2 Medium."""
     runs = read("length")
     with figure_at(path) as (_, axes):
-        scores = {P: bleu(of_length(runs, P)) for P in LENGTHS}
+        scores = {P: bleu(named(runs, f"length-{P}-")) for P in LENGTHS}
         draw_points(axes, {0: bleu([runs["base"]])} | scores,
                     label=f"tiny, prefix, {STEPS:,} steps")
         if is_measured("longer"):
-            further = {P: bleu(of_length(read("longer"), P)) for P in FROM_EXAMPLES}
+            further = {P: bleu(named(read("longer"), f"length-{P}-")) for P in FROM_EXAMPLES}
             draw_points(axes, further, color="C2", label="the same, from examples")
-        tuned = bleu(with_settings(runs, mode="finetune"))
+        tuned = bleu(named(runs, "finetune"))
         axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
         axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {STEPS:,} steps")
         axes.plot(*zip(*PUBLISHED_CURVE.items()), "s--", color="gray",
@@ -114,7 +110,7 @@ def draw_losses(path):
         logs[label] = [
             [{"step": step, "loss": loss} for step, loss in told["training"]]
             + [{"step": step, "validation_loss": loss} for step, loss in told["validation"]]
-            for told in with_settings(read("e2e"), mode=mode)]
+            for told in named(read("e2e"), mode)]
     drawing.draw_losses(logs, path)
 
 
@@ -125,13 +121,9 @@ def draw_losses(path):
 
 def load_all():
     """The base, its tokenizer, and the past of the prefix, which is trained where it is missing."""
-    if not is_finished(ROOT / PREFIX_RUN):
-        begun = ["--resume"] * (ROOT / PREFIX_RUN / "run.json").exists()
-        done = subprocess.run([sys.executable, *PREFIX_COMMAND, *begun], cwd=ROOT)
-        if done.returncode:
-            raise InputError(f"`python {' '.join(PREFIX_COMMAND)}` stopped")
+    train_and_score(PREFIX, PREFIX_RUN, resume=(PREFIX_RUN / "run.json").exists())
     model, tokenizer = load_both("tiny")
-    past, _ = load_past(ROOT / PREFIX_RUN, model)
+    past, _ = load_past(PREFIX_RUN, model)
     return model, tokenizer, past
 
 
@@ -142,27 +134,21 @@ def attention_shares(model, past, encoded):
     Returns [n_layer, n_head, 3]: the attention weights on the prefix, on the table and on the
     sentence so far, added up; the mean over the sentences' tokens, and over the examples.
     """
-    inputs = {}  # what each layer's attention reads
-    hooks = [block.attn.register_forward_pre_hook(lambda _, args, i=i: inputs.update({i: args[0]}))
-             for i, block in enumerate(model.h)]
-    P, total = past[0][0].shape[2], 0
+    total = 0
     for prompt, answer in encoded:
         batch = make_batch([(prompt, answer)])
-        _, full = model(batch.tokens, past, return_past=True)
-        T, shares = batch.tokens.shape[1], []
-        for i, block in enumerate(model.h):
-            q, _, _ = block.attn.c_attn(inputs[i]).chunk(3, dim=2)  # [1, T, n_embd]
-            q = block.attn.split_heads(q)[0]  # [n_head, T, head_dim]
-            k = full[i][0][0]  # [n_head, P + T, head_dim]
-            scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # [n_head, T, P + T]
-            later = torch.ones_like(scores, dtype=torch.bool).triu(P + 1)
-            weights = scores.masked_fill(later, -torch.inf).softmax(-1)
-            weights = weights[:, batch.wanted].mean(1)  # [n_head, P + T]
-            parts = weights.split([P, len(prompt), T - len(prompt)], dim=1)
+        x, visible = model.embed(batch.tokens, past, None), model.visible(batch.tokens, past, None)
+        shares = []
+        for block, (key, value) in zip(model.h, past):
+            q, k, _ = block.attn.c_attn(block.ln_1(x)).chunk(3, dim=2)  # [1, T, n_embd]
+            q, k = block.attn.split_heads(q), concatenate(key, block.attn.split_heads(k))
+            scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])  # [1, n_head, T, P + T]
+            weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+            weights = weights[0, :, batch.wanted].mean(1)  # [n_head, P + T]
+            parts = weights.split([key.shape[2], len(prompt), len(answer) - 1], dim=1)
             shares.append(torch.stack([part.sum(1) for part in parts], 1))  # [n_head, 3]
+            x, _ = block(x, (key, value), visible)
         total += torch.stack(shares) / len(encoded)
-    for hook in hooks:
-        hook.remove()
     return total
 
 
@@ -297,10 +283,11 @@ def draw_edits(path):
                  yticklabels=list(scores))
 
 
-DRAWN = {function.__name__.removeprefix("draw_"): function
-         for function in (draw_attention, draw_tree, draw_edits, draw_forms, draw_small,
-                          draw_length, draw_losses, draw_size)}
-PARTS = {"losses": ("e2e",)} | {name: parts for name, (_, *parts) in TABLES.items()}
+DRAWN = {  # a figure's name -> (its function, the parts of the experiment that it shows)
+    "attention": (draw_attention,), "tree": (draw_tree,), "edits": (draw_edits,),
+    "forms": (draw_forms, "forms"), "small": (draw_small, "small"),
+    "length": (draw_length, "length"), "losses": (draw_losses, "e2e"),
+    "size": (draw_size, "size", "place", "e2e")}
 
 
 def main():
@@ -308,17 +295,16 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME",
                         help=f"{', '.join(DRAWN)} (default: all)")
     args = parser.parse_args()
-    if unknown := set(args.names) - set(DRAWN):
-        raise InputError(f"{', '.join(sorted(unknown))}: the figures are {', '.join(DRAWN)}")
+    check_names(args.names, DRAWN, "figures")
     for name in args.names or DRAWN:
         path = ROOT / "experiments/figures" / f"{name}.png"
-        parts = PARTS.get(name, ())
+        draw, *parts = DRAWN[name]
         if not is_measured(*parts):
             print(f"{path.relative_to(ROOT)} is left as it is: `python -m experiments.make "
                   f"{parts[0]}` makes what it shows")
             continue
         with blaming_results(*parts) if parts else nullcontext():
-            DRAWN[name](path)
+            draw(path)
         print(path.relative_to(ROOT))
 
 

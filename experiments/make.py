@@ -118,9 +118,14 @@ def forms():
         for clip in CLIPS.get(form, (1,)):
             for lr in rates:
                 for seed in SEEDS:
-                    name = f"{form.replace(', ', '-').replace(' ', '-')}-{lr:g}-clip-{clip}-{seed}"
+                    name = f"{form_name(form, clip, lr)}-{seed}"
                     yield Run("forms", name, f"{PREFIX} --data {data} --max-steps 100 {own} "
                               f"--prefix-length 20 --lr {lr:g} --clip {clip} --seed {seed}")
+
+
+def form_name(form, clip, lr):
+    """What the runs of a form are called, but for their seed."""
+    return f"{form.replace(', ', '-').replace(' ', '-')}-{lr:g}-clip-{clip}"
 
 
 def words(length):
@@ -362,6 +367,12 @@ def mean_losses(log):
     return means
 
 
+def check_names(names, known, what):
+    """Raises InputError where one of the names on a command line is unknown."""
+    if unknown := set(names) - set(known):
+        raise InputError(f"{', '.join(sorted(unknown))}: the {what} are {', '.join(known)}")
+
+
 def main():
     parser = argparse.ArgumentParser(
         description="Runs the whole experiment, or parts of it, and gathers what the runs tell.")
@@ -374,8 +385,7 @@ def main():
                         "once, with one thread each (default: one for each core, %(default)s)")
     parser.add_argument("--list", action="store_true", help="only show the commands")
     args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        raise InputError(f"{', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+    check_names(args.parts, PARTS, "parts")
     if args.jobs < 1:
         raise InputError(f"--jobs must be at least 1, but is {args.jobs}")
     parts = args.parts or [part for part in PARTS if part != "size" or args.pretrain]

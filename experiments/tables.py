@@ -8,8 +8,8 @@ import re
 from statistics import mean
 
 import metrics
-from experiments.make import (BASES, DECODERS, FEW_EXAMPLES, FROM_EXAMPLES, LENGTHS, RANKS, RATES,
-                              RESULTS, SEEDS)
+from experiments.make import (BASES, CLIPS, DECODERS, FEW_EXAMPLES, FROM_EXAMPLES, LENGTHS, RANKS,
+                              RATES, RESULTS, SEEDS, form_name)
 from support.files import ROOT, blaming, read_json, run_command, write_text
 
 DOCUMENTS = "README.md", "RESULTS.md"
@@ -45,16 +45,9 @@ def spread(values, form="{:.2f}"):
     return f"{middle} ({low} to {high})" if len(values) > 1 else middle
 
 
-def with_settings(runs, **settings):
-    """Those of the runs that have such settings."""
-    return [told for told in runs.values()
-            if all(told.get("settings", {}).get(name) == value
-                   for name, value in settings.items())]
-
-
-def few(runs, mode, n):
-    """The runs of a mode on `n` examples, one for each draw."""
-    return [told for name, told in runs.items() if name.startswith(f"{mode}-{n}-")]
+def named(runs, start):
+    """The runs whose names begin so: those of a kind, one for each seed."""
+    return [told for name, told in runs.items() if name.startswith(start)]
 
 
 def bleu(runs):
@@ -71,73 +64,52 @@ def kept_loss(runs):
 
 def at_best_rate(runs, name):
     """Of the runs of a name at several learning rates those at the best, which all seeds have."""
-    found = [told for run, told in runs.items() if run.startswith(f"{name}-")]
+    found = named(runs, f"{name}-")
     (best,) = {told["settings"]["lr"] for told in found if told["settings"]["seed"] == SEEDS[-1]}
     return [told for told in found if told["settings"]["lr"] == best]
 
 
 def forms():
     """Validation loss of each form at each learning rate."""
-    runs, rows = read("forms"), []
     rates = sorted({rate for rates in RATES.values() for rate in rates})
-    for form, clip in form_lines(runs):
-        cells = []
-        for lr in rates:
-            found = form_runs(runs, form, clip, lr)
-            cells.append(spread(kept_loss(found)) if found else "")
-        rows.append([label_of(form, clip), *cells])
+    rows = [[label, *(spread(losses[lr]) if lr in losses else "" for lr in rates)]
+            for _, label, losses in form_lines()]
     return table(["learning rate", *(f"{rate:g}" for rate in rates)], rows)
 
 
-def label_of(form, clip):
-    """What a line of the forms' table and figure is called."""
-    return form + ", not clipped" * (clip > 1)
-
-
-def form_lines(runs):
-    """(form, clip) of each line of the forms' table and figure, in their order."""
-    clips = sorted({told["settings"]["clip"] for told in runs.values()})
-    return [(form, clip) for form, rates in RATES.items() for clip in clips
-            if any(form_runs(runs, form, clip, lr) for lr in rates)]
-
-
-def form_runs(runs, form, clip, lr):
-    """The runs of a form at a learning rate, one for each seed."""
-    found = with_settings(runs, prefix_form=form.partition(",")[0], clip=clip, lr=lr)
-    return [told for told in found
-            if ("words" in form) == (told["settings"]["prefix_words"] is not None)]
+def form_lines():
+    """(form, label, {learning rate: losses}) of each line of the forms' table and figure."""
+    runs = read("forms")
+    for form, rates in RATES.items():
+        for clip in CLIPS.get(form, (1,)):
+            losses = {lr: kept_loss(named(runs, f"{form_name(form, clip, lr)}-")) for lr in rates}
+            yield form, form + ", not clipped" * (clip > 1), losses
 
 
 def small():
     """BLEU with few examples: the mean of the draws, lowest and highest."""
-    runs, rows = read("small"), []
-    for n in FEW_EXAMPLES:
-        rows.append([n, *(spread(bleu(few(runs, mode, n)), "{:.1f}")
-                          for mode in MODES)])
+    runs = read("small")
+    rows = [[n, *(spread(bleu(named(runs, f"{mode}-{n}-")), "{:.1f}") for mode in MODES)]
+            for n in FEW_EXAMPLES]
     return table(["examples", *MODES.values()], rows)
 
 
 def length():
     """BLEU and loss against prefix length, with nothing and fine-tuning at the ends."""
     runs = read("length")
-    whole = with_settings(runs, mode="finetune")
+    whole = named(runs, "finetune")
 
     def row(label, found):
         return [label, spread(bleu(found), "{:.1f}"), spread(kept_loss(found), "{:.3f}"),
                 f"{found[0]['kept'] / whole[0]['kept']:.2%}"]
 
     rows = [["0: the base alone", spread(bleu([runs["base"]]), "{:.1f}"), "", "0"]]
-    rows += [row(P, of_length(runs, P)) for P in LENGTHS]
+    rows += [row(P, named(runs, f"length-{P}-")) for P in LENGTHS]
     if is_measured("longer"):
-        rows += [row(f"{P}, from {n} example{'s' * (n > 1)}", of_length(read("longer"), P))
+        rows += [row(f"{P}, from {n} example{'s' * (n > 1)}", named(read("longer"), f"length-{P}-"))
                  for P, n in FROM_EXAMPLES.items()]
     rows.append(row("fine-tuning", whole))
     return table(["prefix length", "BLEU", "validation loss a token", "kept"], rows)
-
-
-def of_length(runs, P):
-    """The runs of a prefix length, one for each seed."""
-    return with_settings(runs, mode="prefix", prefix_length=P)
 
 
 def place():
@@ -180,55 +152,55 @@ def size():
 
 def scores():
     """The experiment for the README: five scores, the mean over seeds, and what is trained."""
-    rows = [[label, *(show(name, mean(values), "{:.2f}") for name, values in scores.items()),
-             f"{found[0].get('trained') or 0:,}"] for label, found, scores in groups_of("e2e")]
+    rows = [[label, *score_cells(found, form="{:.2f}"), f"{found[0]['trained'] or 0:,}"]
+            for label, found in groups_of("e2e").items()]
     return table(["E2E's test set", *HEADS, "parameters trained"], rows)
 
 
 def e2e(part="e2e"):
     """The same with the spread of the seeds, losses and costs."""
     rows = []
-    for label, found, scores in groups_of(part):
-        cells = [show(name, mean(values), "{:.4f}") for name, values in scores.items()]
+    for label, found in groups_of(part).items():
+        rows.append([label, *score_cells(found)])
         if "settings" in found[0]:
-            cells += [f"{mean(kept_loss(found)):.3f}", f"{found[0]['trained']:,}",
-                      f"{found[0]['kept']:,}", spread([told["minutes"] for told in found],
-                                                      "{:.0f}")]
-        rows.append([label, *cells])
+            rows[-1] += [f"{mean(kept_loss(found)):.3f}", f"{found[0]['trained']:,}",
+                         f"{found[0]['kept']:,}",
+                         spread([told["minutes"] for told in found], "{:.0f}")]
         if len(found) > 1:
-            rows.append(["highest - lowest", *(show(name, max(values) - min(values), "{:.4f}")
-                                               for name, values in scores.items())])
+            rows.append(["highest - lowest",
+                         *score_cells(found, lambda values: max(values) - min(values))])
     return table(["", *HEADS, "validation loss a token", "parameters trained", "kept",
                   "minutes of training"], rows)
 
 
 def groups_of(part):
-    """(label, runs, {score: its values}) of each way to steer the base."""
+    """{label: its runs} of each way to steer the base."""
     runs = read(part)
     groups = {"the base alone": [runs["base"]]} if "base" in runs else {}
-    groups |= {label: with_settings(runs, mode=mode) for mode, label in MODES.items()}
-    for label, found in groups.items():
-        yield label, found, {name: [told["scores"][name] for told in found]
-                             for name in metrics.METRICS}
+    return groups | {label: named(runs, mode) for mode, label in MODES.items()}
 
 
-def show(name, value, form):
-    """A score as it is printed: a share of 1 in per cent."""
-    return f"{100 * value:.2f}" if name in metrics.PERCENTAGES else form.format(value)
+def score_cells(runs, function=mean, form="{:.4f}"):
+    """Of each score what a function makes of the runs' values, a share of 1 in per cent."""
+    cells = []
+    for name in metrics.METRICS:
+        value = function([told["scores"][name] for told in runs])
+        cells.append(f"{100 * value:.2f}" if name in metrics.PERCENTAGES else form.format(value))
+    return cells
 
 
 def faults(part="e2e"):
     """How many values the sentences of the experiment's runs leave out or contradict, in %."""
     runs, rows = read(part), []
     for mode, label in MODES.items():
-        told = [one["faults"] for one in with_settings(runs, mode=mode)]
+        told = [one["faults"] for one in named(runs, mode)]
         rows.append([label, *(spread([one[name] for one in told], "{:.1f}") for name in told[0])])
     return table(["", *told[0]], rows)
 
 
 def decoding():
     """What the experiment's first prefix writes without a search, and in longer sentences."""
-    found = {"as above": with_settings(read("e2e"), mode="prefix")[0]}
+    found = {"as above": named(read("e2e"), "prefix")[0]}
     found |= dict(zip(DECODERS, read("decoding").values()))
     rows = [[label, f"{100 * told['scores']['BLEU']:.2f}",
              *(f"{told['faults'][name]:.1f}" for name in ("left out", "near twice"))]
