@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -74,44 +74,46 @@ def losses_of(run, encoded):
     return torch.cat(losses)
 
 
-def print_losses(runs, examples, met):
-    """The table of losses; `runs`: names. Raises InputError where vocabularies differ."""
-    losses, kinds = {}, None
+def losses_by_kind(runs, examples, met):
+    """{kind: {name of a run: the losses}}. Raises InputError where vocabularies differ."""
+    found = {kind: {name: [] for name in runs}
+             for kind in ("a value", *MET.values(), "the end", "all")}
+    kinds = None
     for name in runs:
         run = load_run(name)
         encoded = [encode_example(run.tokenizer, *example) for example in examples]
-        losses[name] = losses_of(run, encoded)
+        losses = losses_of(run, encoded).tolist()
         of_run = [kind for (table, _), (_, answer) in zip(examples, encoded)
                   for kind in kinds_of(run.tokenizer, table, answer, met)]
         if kinds not in (None, of_run):
             raise InputError(f"leave out {name}: its base has another vocabulary")
         kinds = of_run
-    rows = [("loss a token", ["tokens", *(Path(name).name for name in runs)])]
-    for kind in ("a value", *MET.values(), "the end", None):
-        here = torch.tensor([kind in (None, of_token) for of_token in kinds])
-        means = [f"{of_run[here].mean():.3f}" if here.any() else "-" for of_run in losses.values()]
-        rows.append((kind or "all", [f"{here.sum():,}", *means]))
-    print("\n".join(format_rows(rows)))
+        for kind, loss in zip(kinds, losses):
+            found[kind][name].append(loss)
+        found["all"][name] = losses
+    return found
 
 
-def print_left_out(runs, met):
-    """The table of values that are left out, of the runs that have described the test tables."""
-    said = {name: read_sentences(name) for name in runs
-            if (Path(name) / "outputs.txt").exists()}
-    if not said:
-        return
-    missing = {kind: {name: [] for name in said} for kind in MET.values()}
-    for name, says in said.items():
-        for table, sentence in says.items():
+def left_out(runs, met):
+    """{how often its rarest word was met: {name of a run: whether each such value is left out}}."""
+    found = {kind: {name: [] for name in runs} for kind in MET.values()}
+    for name in runs:
+        for table, sentence in read_sentences(name).items():
             for _, value, judgement in judged(table, sentence):
                 kind = how_often(value.lower().split(), met)
-                missing[kind][name].append(judgement == "missing")
-    rows = [("values left out, %", ["values", *(Path(name).name for name in said)])]
-    for kind, of_runs in missing.items():
-        shares = [f"{100 * mean(values):.1f}" if values else "-" for values in of_runs.values()]
-        n_values = len(next(iter(of_runs.values())))
-        rows.append((kind, [f"{n_values:,}", *shares]))
-    print("\n" + "\n".join(format_rows(rows)))
+                found[kind][name].append(judgement == "missing")
+    return found
+
+
+def print_means(head, found, form):
+    """A table of {kind: {name of a run: numbers}}: how many there are, and the means."""
+    names = next(iter(found.values()))
+    rows = [(head, ["number", *(Path(name).name for name in names)])]
+    for kind, of_runs in found.items():
+        n = len(next(iter(of_runs.values())))
+        rows.append((kind, [f"{n:,}", *(form.format(fmean(numbers)) if n else "-"
+                                        for numbers in of_runs.values())]))
+    print("\n".join(format_rows(rows)))
 
 
 def main():
@@ -123,8 +125,10 @@ def main():
     add("--data", default="e2e", metavar="e2e|DIR", help="the data set (default: %(default)s)")
     args = parser.parse_args()
     met, folder = count_words(args.pretrain), find_data(args.data)
-    print_losses(args.runs, read_split(folder, "valid"), met)
-    print_left_out(args.runs, met)
+    losses = losses_by_kind(args.runs, read_split(folder, "valid"), met)
+    print_means("loss a token", losses, "{:.3f}")
+    if described := [name for name in args.runs if (Path(name) / "outputs.txt").exists()]:
+        print_means("\nvalues left out", left_out(described, met), "{:.1%}")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ from statistics import median
 import metrics
 from compare import PARAMETERS, read_log, read_run, read_sentences
 from e2e_data import read_split
-from experiments.slots import count, near_twice, share
+from experiments.slots import faults
 from gpt2 import GPT2Config
 from models.tiny.make import make_base
-from support.files import (ROOT, InputError, blaming, progress_bar, run_command, write_json,
-                           write_text)
+from support.files import ROOT, InputError, progress_bar, run_command, write_json, write_text
 from support.reading import SPLITS, find_data
 from support.run_folder import is_finished, read_settings
 from support.tokenizer import END
@@ -326,8 +325,7 @@ def gather(run):
         settings = finished.settings if finished else read_settings(folder)
         log = read_log(folder / "log.jsonl")
         told["settings"] = {name: settings[name] for name in SETTINGS if name in settings}
-        with blaming(folder / "log.jsonl", f"is damaged; remove {folder}"):
-            told["minutes"] = round(minutes(log), 1)
+        told["minutes"] = round(minutes(log), 1)
         told["validation"] = [[entry["step"], round(entry["validation_loss"], 4)]
                               for entry in log if "validation_loss" in entry]
     if finished:
@@ -346,14 +344,6 @@ def minutes(log):
     """What training took, by its median step: so a machine that slept meanwhile does not count."""
     steps = [entry for entry in log if "loss" in entry]
     return median(entry["seconds"] / entry["steps"] for entry in steps) * steps[-1]["step"] / 60
-
-
-def faults(pairs):
-    """How many values (table, sentence) leave out or contradict, as slots.py counts, in %."""
-    counts = count(pairs)
-    return {"left out": round(share(counts, None, "missing"), 1),
-            "contradicted": round(share(counts, None, "contradicted"), 1),
-            "near twice": round(100 * near_twice(pairs), 1)}
 
 
 def mean_losses(log):

@@ -11,7 +11,6 @@ something. A run says each table once; the references say some tables more often
 
 import argparse
 import re
-from collections import Counter
 
 from compare import read_sentences, runs_in
 from e2e_data import read_split
@@ -121,26 +120,33 @@ def judged(table, sentence):
         yield slot, value, judge(slot, value, sentence if slot in NAMES else without_names)
 
 
-def count(pairs):
-    """Counter of (slot, judgement) over pairs of a table and a sentence."""
-    return Counter((slot, judgement) for table, sentence in pairs
-                   for slot, _, judgement in judged(table, sentence))
+def judgements(pairs):
+    """[(slot, judgement)] of all values over pairs of a table and a sentence."""
+    return [(slot, judgement) for table, sentence in pairs
+            for slot, _, judgement in judged(table, sentence)]
+
+
+def share(told, judgement, slot=None):
+    """How many of the values, or of a slot's, are judged so, in per cent."""
+    of_slot = [own for name, own in told if slot in (None, name)]
+    return 100 * of_slot.count(judgement) / len(of_slot)
 
 
 def near_twice(pairs):
-    """The share of sentences that name the place nearby more than once, where the table has one."""
+    """How many sentences name the place nearby more than once, of tables that have one, in %."""
     times = []
     for table, sentence in pairs:
         if place := re.search(r"\bnear : ([^|]*[^| ])", table):
             times.append(sentence.lower().count(place[1].lower()))
-    return sum(n > 1 for n in times) / len(times) if times else 0.0
+    return 100 * sum(n > 1 for n in times) / len(times) if times else 0.0
 
 
-def share(counts, slot, judgement):
-    """How many of a slot's (None: of all slots') values are judged so, in per cent."""
-    of_slot = {key: n for key, n in counts.items() if slot in (None, key[0])}
-    hits = sum(n for (_, judged), n in of_slot.items() if judged == judgement)
-    return 100 * hits / sum(of_slot.values())
+def faults(pairs):
+    """How many values pairs of a table and a sentence leave out, contradict, say twice, in %."""
+    told = judgements(pairs)
+    return {"left out": round(share(told, "missing"), 1),
+            "contradicted": round(share(told, "contradicted"), 1),
+            "near twice": round(near_twice(pairs), 1)}
 
 
 def main():
@@ -153,23 +159,17 @@ def main():
     args = parser.parse_args()
     examples = read_split(find_data(args.data), "test")
     tables = {table for table, _ in examples}
-    said = {}
-    for run in runs_in(args.runs):
-        said[str(run)] = list(read_sentences(run).items())
-        if {table for table, _ in said[str(run)]} != tables:
-            raise InputError(f"{run} describes other tables than {args.data}'s test set has")
-    said["the references"] = examples
-    found = {name: count(pairs) for name, pairs in said.items()}
-
-    slots = [None, *sorted({slot for counts in found.values() for slot, _ in counts})]
-    for judgement in ("missing", "contradicted"):
-        rows = [(f"{judgement}, %", [slot or "all" for slot in slots])]
-        for name, counts in found.items():
-            cells = [f"{share(counts, slot, judgement):.1f}" for slot in slots]
-            rows.append((name, cells))
-        print("\n" + "\n".join(format_rows(rows)))
-    rows = [(name, [f"{100 * near_twice(pairs):.1f}"]) for name, pairs in said.items()]
-    print("\n" + "\n".join(format_rows([("near twice, %", []), *rows])))
+    slots = sorted({slot for table in tables for slot in values_of(table)})
+    said = {str(run): list(read_sentences(run).items()) for run in runs_in(args.runs)}
+    rows = [("%", ["contradicted", "near twice", "missing: all", *slots])]
+    for name, pairs in (said | {"the references": examples}).items():
+        if {table for table, _ in pairs} != tables:
+            raise InputError(f"{name} describes other tables than {args.data}'s test set has")
+        left_out, *others = faults(pairs).values()
+        told = judgements(pairs)
+        by_slot = [share(told, "missing", slot) for slot in slots]
+        rows.append((name, [f"{value:.1f}" for value in (*others, left_out, *by_slot)]))
+    print("\n".join(format_rows(rows)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, run_here
 
 from describe import load_run, log_probability
@@ -24,11 +25,9 @@ def test_each_token_of_a_sentence_has_its_kind():
     _, answer = encode_example(tokenizer, TABLE, "Alimentum in City Centre is not a quiet place .")
     found = kinds.kinds_of(tokenizer, TABLE, answer, kinds.Counter(MET))
     assert len(found) == len(answer)
-    words, text = {}, ""
+    words = {}
     for token, kind in zip(answer, found):
-        text += tokenizer.decode([token])
-        words.setdefault(kind, "")
-        words[kind] += tokenizer.decode([token])
+        words[kind] = words.get(kind, "") + tokenizer.decode([token])
     assert words == {
         "a value": " Alimentum City Centre", "met 10,000 times or more": " in is .",
         "met 100 to 9,999 times": " not a", "never met": " quiet", "met 1 to 99 times": " place",
@@ -53,27 +52,20 @@ def test_the_losses_of_a_sentences_tokens_add_up_to_its_log_probability(with_pre
         assert -own.sum().item() == pytest.approx(log_probability(run, *example), rel=1e-4)
 
 
-def write_run(folder, said):
-    """A folder of a run that described tables: {table: sentence}."""
-    folder.mkdir(exist_ok=True)
-    for name, lines in (("tables.txt", said), ("outputs.txt", said.values())):
-        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (folder / "scores.json").write_text('{"signature": {}}')
-    return folder
-
-
 def test_the_command_tells_both_tables(tmp_path, shared):
     for name in ("sgd", "rnnlg"):
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write(json.dumps({"text": "The Vaults is a pub."}) + "\n")
     lines = (shared / "e2e" / "src1_valid.txt").read_text(encoding="utf-8").splitlines()[:6]
-    (tmp_path / "src1_valid.txt").write_text("\n".join(lines), encoding="utf-8")
-    run = write_run(tmp_path / "run", {"name : The Vaults | near : Raja": "The Vaults .",
-                                       "name : The Rice Boat | area : riverside":
-                                       "A boat in the city ."})
-    for file in (ROOT / "models" / "tiny").iterdir():
-        if file.suffix in (".json", ".txt", ".safetensors"):
-            (run / file.name).symlink_to(file)
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "models" / "tiny", run)
+    for path, text in (
+            (tmp_path / "src1_valid.txt", "\n".join(lines)),
+            (run / "tables.txt", "name : The Vaults | near : Raja Indian Cuisine | food : Indian\n"
+             "name : The Rice Boat | area : riverside"),
+            (run / "outputs.txt", "The Vaults is near Raja Indian Cuisine .\nA boat in the city ."),
+            (run / "scores.json", '{"signature": {}}')):
+        path.write_text(text, encoding="utf-8")
     done = run_here(kinds.main, "tiny", run, "--pretrain", tmp_path, "--data", tmp_path)
     assert done.error is None, done.stderr
     losses, left_out = ([(line[:25].strip(), line[25:].split()) for line in part.splitlines()]
@@ -81,27 +73,18 @@ def test_the_command_tells_both_tables(tmp_path, shared):
     n_tokens = [int(cells[0].replace(",", "")) for _, cells in losses[1:]]
     assert sum(n_tokens[:-1]) == n_tokens[-1] and dict(losses)["the end"][0] == "6"
     assert losses[-1][1][1] == losses[-1][1][2]  # the same model
-    # Raja and the boat are left out; riverside is contradicted, and the Vaults are named.
-    assert left_out[1:3] == [("never met", ["3", "66.7"]), ("met 1 to 99 times", ["1", "0.0"])]
+    # The food and the boat are left out; riverside is contradicted, and the others are named.
+    assert left_out[1:3] == [("never met", ["4", "50.0%"]), ("met 1 to 99 times", ["1", "0.0%"])]
     assert [cells for _, cells in left_out[3:]] == [["0", "-"], ["0", "-"]]
+    alone = run_here(kinds.main, "tiny", "--pretrain", tmp_path, "--data", tmp_path)
+    assert "values left out" not in alone.stdout  # it described nothing
     missing = run_here(kinds.main, "tiny", "--pretrain", tmp_path / "none", "--data", tmp_path)
     assert "sgd.jsonl.gz cannot be read; --pretrain must name" in missing.stderr
-
-
-def test_values_are_left_out_as_often_as_by_the_rules_for_slots(tmp_path, capsys):
-    table = "name : The Mill | food : Indian | near : Raja Indian Cuisine"
-    write_run(tmp_path, {table: "The Mill is near Raja Indian Cuisine ."})
-    kinds.print_left_out([tmp_path], kinds.Counter())
-    out = capsys.readouterr().out
-    (line,) = [line for line in out.splitlines() if "never met" in line]
-    assert line.split()[-2:] == ["3", "33.3"]
-    kinds.print_left_out(["tiny"], kinds.Counter())  # which described nothing
-    assert capsys.readouterr().out == ""
 
 
 def test_runs_of_two_vocabularies_are_refused(monkeypatch, small_vocabulary):
     tokenizers = {"a": load_tokenizer("tiny"), "b": load_tokenizer(small_vocabulary)}
     monkeypatch.setattr(kinds, "load_run", lambda name: SimpleNamespace(tokenizer=tokenizers[name]))
-    monkeypatch.setattr(kinds, "losses_of", lambda run, encoded: None)
+    monkeypatch.setattr(kinds, "losses_of", lambda run, encoded: torch.zeros(9))
     with pytest.raises(InputError, match="leave out b"):
-        kinds.print_losses(["a", "b"], [(TABLE, "Alimentum is quiet .")], kinds.Counter(MET))
+        kinds.losses_by_kind(["a", "b"], [(TABLE, "Alimentum is quiet .")], kinds.Counter(MET))

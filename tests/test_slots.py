@@ -3,6 +3,7 @@
 import doctest
 
 import pytest
+from conftest import run_here
 
 from experiments import slots
 from support.files import InputError
@@ -37,14 +38,10 @@ def test_judgements(slot, value, sentence, expected):
     assert slots.judge(slot, value, sentence) == expected
 
 
-def test_the_name_of_a_place_says_nothing_about_the_food():
+def test_the_name_of_a_place_says_nothing_about_the_food_and_a_value_may_be_empty():
     table = "name : The Mill | food : Indian | near : Raja Indian Cuisine"
-    assert slots.count([(table, "The Mill is near Raja Indian Cuisine .")])["food", "missing"] == 1
-
-
-def test_a_value_may_be_empty_and_no_table_need_have_a_place_nearby():
-    assert slots.count([("name : The Mill | near :", "The Mill .")])["near", "said"] == 1
-    assert slots.near_twice([("name : The Mill", "The Mill .")]) == 0
+    assert ("food", "missing") in slots.judgements([(table, "Near Raja Indian Cuisine .")])
+    assert ("near", "said") in slots.judgements([("name : The Mill | near :", "The Mill .")])
 
 
 def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
@@ -55,47 +52,29 @@ def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
 def test_a_place_nearby_is_named_twice_or_not():
     table = "name : The Mill | near : Café Rouge | area : riverside"
     twice = "The Mill is near Café Rouge . It is by the river near café rouge ."
-    once, never = "It is near Café Rouge .", "A pub ."
-    pairs = [(table, twice), (table, once), (table, never), ("name : Café Rouge", twice)]
-    assert slots.near_twice(pairs) == 1 / 3
+    pairs = [(table, twice), (table, "It is near Café Rouge ."), (table, "A pub ."),
+             ("name : Café Rouge", twice)]
+    assert slots.near_twice(pairs) == 100 / 3
+    assert slots.near_twice(pairs[3:]) == 0
 
 
-TABLES = "name : The Mill | area : riverside | near : Café Rouge", "name : The Inn | Type : pub"
-REFERENCES = ["The Mill is by the river near Café Rouge .", "The Mill is near Café Rouge ."]
-
-
-@pytest.fixture
-def data(tmp_path):
-    """A folder with a test set of two tables, the first of which has both references."""
-    lines = [f"{TABLES[0]}||{sentence}\n" for sentence in REFERENCES]
-    lines.append(f"{TABLES[1]}||The Inn is a pub .\n")
-    (tmp_path / "src1_test.txt").write_text("".join(lines), encoding="utf-8")
-    return tmp_path
-
-
-def test_the_command_prints_for_each_slot_what_runs_and_references_leave_out(
-        data, monkeypatch, capsys):
+def test_the_command_prints_for_each_slot_what_runs_and_references_leave_out(tmp_path):
+    tables = "name : The Mill | area : riverside | near : Café Rouge", "name : The Inn | Type : pub"
+    references = [(tables[0], "The Mill is by the river near Café Rouge ."),
+                  (tables[0], "The Mill is near Café Rouge ."), (tables[1], "The Inn is a pub .")]
     outputs = "The Mill in the city centre is near Café Rouge , Café Rouge .\nA pub .\n"
-    (data / "outputs.txt").write_text(outputs, encoding="utf-8")
-    (data / "tables.txt").write_text("\n".join(TABLES) + "\n", encoding="utf-8")
-    (data / "scores.json").write_text('{"signature": {}}', encoding="utf-8")
-    monkeypatch.setattr("sys.argv", ["slots.py", str(data), "--data", str(data)])
-    slots.main()
-    lines = capsys.readouterr().out.strip().splitlines()
-    lines = [line.removeprefix(str(data)).split() for line in lines]
-    assert lines == [
-        ["missing,", "%", "all", "Type", "area", "name", "near"],
-        ["20.0", "0.0", "0.0", "50.0", "0.0"],
-        ["the", "references", "12.5", "0.0", "50.0", "0.0", "0.0"],
-        [],
-        ["contradicted,", "%", "all", "Type", "area", "name", "near"],
-        ["20.0", "0.0", "100.0", "0.0", "0.0"],
-        ["the", "references", "0.0", "0.0", "0.0", "0.0", "0.0"],
-        [],
-        ["near", "twice,", "%"],
-        ["100.0"],
-        ["the", "references", "0.0"],
-    ]
+    for name, text in (("src1_test.txt", "\n".join(map("||".join, references))),
+                       ("outputs.txt", outputs), ("tables.txt", "\n".join(tables)),
+                       ("scores.json", '{"signature": {}}')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    done = run_here(slots.main, tmp_path, "--data", tmp_path)
+    lines = [line.removeprefix(str(tmp_path)).split("  ") for line in done.stdout.splitlines()]
+    assert [[cell.strip() for cell in line if cell.strip()] for line in lines] == [
+        ["%", "contradicted", "near twice", "missing: all", "Type", "area", "name", "near"],
+        ["20.0", "100.0", "20.0", "0.0", "0.0", "50.0", "0.0"],
+        ["the references", "0.0", "0.0", "12.5", "0.0", "50.0", "0.0", "0.0"]]
+    (tmp_path / "tables.txt").write_text("name : The Mill\nname : The Inn", encoding="utf-8")
+    assert "describes other tables" in run_here(slots.main, tmp_path, "--data", tmp_path).error
 
 
 def test_worked_examples_hold():
