@@ -107,6 +107,12 @@ class Run:
 # --------------------------------------------------------------------------------------------------
 
 
+def seeded(part, name, command, seeds=SEEDS):
+    """A run for each seed."""
+    for seed in seeds:
+        yield Run(part, f"{name}-{seed}", f"{command} --seed {seed}")
+
+
 def forms():
     """Which form of a prefix, at which learning rate: a hundred steps, as in TUTORIAL.md."""
     data = (RUNS / "forms/data").as_posix()
@@ -116,10 +122,9 @@ def forms():
             own += f" --prefix-words {SAMPLE_EXAMPLE}"
         for clip in CLIPS.get(form, (1,)):
             for lr in rates:
-                for seed in SEEDS:
-                    name = f"{form_name(form, clip, lr)}-{seed}"
-                    yield Run("forms", name, f"{PREFIX} --data {data} --max-steps 100 {own} "
-                              f"--prefix-length 20 --lr {lr:g} --clip {clip} --seed {seed}")
+                yield from seeded("forms", form_name(form, clip, lr),
+                                  f"{PREFIX} --data {data} --max-steps 100 {own} "
+                                  f"--prefix-length 20 --lr {lr:g} --clip {clip}")
 
 
 def form_name(form, clip, lr):
@@ -163,18 +168,16 @@ def length():
 def longer():
     """The same, further: longer prefixes, which start from examples."""
     for P in FROM_EXAMPLES:
-        for seed in SEEDS:
-            yield Run("longer", f"length-{P}-seed-{seed}",
-                      f"{from_examples(P)} {THOUSAND} --lr 0.05 --seed {seed}")
+        yield from seeded("longer", f"length-{P}-seed",
+                          f"{from_examples(P)} {THOUSAND} --lr 0.05")
 
 
 def e2e():
     """The experiment itself: five epochs of E2E, a prefix against fine-tuning."""
-    for seed in E2E_SEEDS:
-        yield Run("e2e", f"prefix/length-50-seed-{seed}", f"{PREFIX} --data e2e --prefix-form "
-                  f"direct --prefix-length 50 --prefix-words {words(50)} --lr 0.05 --seed {seed}")
-    for seed in E2E_SEEDS:
-        yield Run("e2e", f"finetune/seed-{seed}", f"{FINETUNE} --data e2e --seed {seed}")
+    yield from seeded("e2e", "prefix/length-50-seed",
+                      f"{PREFIX} --data e2e --prefix-form direct --prefix-length 50 "
+                      f"--prefix-words {words(50)} --lr 0.05", E2E_SEEDS)
+    yield from seeded("e2e", "finetune/seed", f"{FINETUNE} --data e2e", E2E_SEEDS)
     yield Run("e2e", "base", "describe.py tiny --data e2e")
 
 
@@ -188,12 +191,9 @@ def decoding():
 
 def best():
     """Each mode to its own best: a longer prefix for ten epochs, fine-tuning for five."""
-    for seed in E2E_SEEDS:
-        yield Run("best", f"prefix-seed-{seed}", f"{from_examples(100)} --data e2e --epochs 10 "
-                  f"--keep best --lr 0.05 --seed {seed}")
-    for seed in E2E_SEEDS:
-        yield Run("best", f"finetune-seed-{seed}",
-                  f"{FINETUNE} --data e2e --keep best --seed {seed}")
+    yield from seeded("best", "prefix-seed", f"{from_examples(100)} --data e2e --epochs 10 --keep "
+                      "best --lr 0.05", E2E_SEEDS)
+    yield from seeded("best", "finetune-seed", f"{FINETUNE} --data e2e --keep best", E2E_SEEDS)
 
 
 def place():
@@ -225,22 +225,23 @@ def tuned(part, name, command, middle):
 
     What is best decides what comes next: only the runs that are known so far are given.
     """
-    def at(lr, seed=SEEDS[0]):
-        return Run(part, f"{name}-{lr:g}-seed-{seed}", f"{command} --lr {lr:g} --seed {seed}")
+    def at(lr):
+        return list(seeded(part, f"{name}-{lr:g}-seed", f"{command} --lr {lr:g}"))
 
     i = LADDER.index(middle)
     runs = {lr: at(lr) for lr in LADDER[i - 1 : i + 2]}
     beyond = {LADDER[i - 1]: LADDER[i - 2], LADDER[i + 1]: LADDER[i + 2]}.get(best_rate(runs))
     if beyond:
         runs[beyond] = at(beyond)
-    yield from runs.values()
-    if lr := best_rate(runs):
-        yield from (at(lr, seed) for seed in SEEDS[1:])
+    yield from (first for first, *_ in runs.values())
+    if best := best_rate(runs):
+        yield from runs[best][1:]
 
 
 def best_rate(runs):
-    """Of {learning rate: its run} the rate of the lowest validation loss; None before all ended."""
-    losses = {lr: validation_loss(run) for lr, run in runs.items()}
+    """Of {learning rate: runs} the rate whose first run has the lowest validation loss; None before
+    all of these ended."""
+    losses = {lr: validation_loss(first) for lr, (first, *_) in runs.items()}
     return None if None in losses.values() else min(losses, key=losses.get)
 
 
