@@ -22,9 +22,9 @@ from support.run_folder import check_sum, read_settings
 
 PARAMETERS = {"trained": "parameters trained", "kept": "kept"}  # in scores.json, in the table
 COSTS = {  # the same of costs, and how they are shown
-    "seconds_per_step": ("seconds a step", "{:.3f}"),
-    "tokens_per_second": ("tokens a second", "{:,.0f}"),
-    "peak_memory": ("GiB at the peak", "{:.2f}"),
+    "seconds_per_step": ("seconds a step", "{:.3f}".format),
+    "tokens_per_second": ("tokens a second", "{:,.0f}".format),
+    "peak_memory": ("GiB at the peak", lambda peak: f"{peak / 2**30:.2f}"),
 }
 
 
@@ -60,25 +60,22 @@ def read_run(folder):
         raise InputError(f"{folder} holds no scores (scores.json is missing): its run had no test "
                          "set, or has not ended; train.py --resume goes on with it, and "
                          "describe.py --data --out scores it as it is")
-    scores, settings, log = read_json(folder / "scores.json"), None, []
-    if (folder / "run.json").exists():
-        check_sum(folder, "log.jsonl", scores)
-        settings, log = read_settings(folder), read_log(folder / "log.jsonl")
+    scores = read_json(folder / "scores.json")
     with blaming(folder / "scores.json", "is damaged; describe.py --data makes it anew"):
         costs = scores.get("costs") or {}
-        numbers = [scores[name] for name in metrics.METRICS]
-        numbers += [costs.get(name) for name in (*PARAMETERS, *COSTS)]
-        if not all(value is None or is_number(value) for value in numbers):
-            raise ValueError("a score or a cost is no number")
-        if settings is None:  # what describe.py --out writes
-            signature = scores["signature"]
+        if (folder / "run.json").exists():
+            check_sum(folder, "log.jsonl", scores)
+            settings, log = read_settings(folder), read_log(folder / "log.jsonl")
+        else:  # what describe.py --out writes
+            signature, log = scores["signature"], []
             settings = dict(signature.get("settings", {}))
             settings |= {name: str(signature[name]) for name in ("mode", "model", "data")}
             settings |= signature["decoder"] | {name: signature[name] for name in
                                                 ("seed", "test_sha256")}
-            if not is_number(settings.get("prefix_length", 0)) or any(
-                    isinstance(value, (list, dict)) for value in settings.values()):
-                raise ValueError("a setting is none that a run has")
+        numbers = [scores[name] for name in metrics.METRICS] + [settings.get("prefix_length")]
+        numbers += [costs.get(name) for name in (*PARAMETERS, *COSTS)]
+        if not all(value is None or is_number(value) for value in numbers):
+            raise ValueError("a score, a cost or a length is no number")
     return FinishedRun(settings, scores, costs, log)
 
 
@@ -112,24 +109,24 @@ def group_runs(runs):
         lengths = {"the base alone": 0, "prefix": run.settings.get("prefix_length", math.inf)}
         return lengths.get(run.settings["mode"], math.inf)
 
-    groups = {}  # (setting, value) of all settings but the seed -> its runs
+    groups = {}  # all settings but the seed -> their runs
     for run in sorted(runs, key=place):
-        key = tuple((name, value) for name, value in run.settings.items() if name != "seed")
+        key = str(run.settings | {"seed": None})
         while run.settings["seed"] in [other.settings["seed"] for other in groups.get(key, [])]:
-            key += (("again", None),)  # the same seed twice is no spread over seeds
+            key += " again"  # the same seed twice is no spread over seeds
         groups.setdefault(key, []).append(run)
     labelled = {}
-    for key, of_group in groups.items():
+    for of_group in groups.values():
         own = of_group[0].settings
         mode = own["mode"]
         if mode == "prefix" and "prefix_length" in own:
             mode = f"prefix {own['prefix_length']}"
         shown = [mode, Path(own["model"]).name, Path(own["data"]).name]
         same_mode = [run.settings for run in runs if run.settings["mode"] == own["mode"]]
-        for name, value in key:
+        for name, value in own.items():
             differs = any(other.get(name, value) != value for other in same_mode)
-            is_shown = name in ("model", "data", "prefix_length") or name.endswith("_sha256")
-            if differs and value is not None and not is_shown:
+            is_shown = name in ("seed", "model", "data", "prefix_length")
+            if differs and value is not None and not is_shown and not name.endswith("_sha256"):
                 shown.append(f"{name} {textwrap.shorten(str(value), 40, placeholder=' ...')}")
         label = ", ".join(shown)
         if label in labelled:  # shortened, some agree
@@ -171,59 +168,37 @@ def format_scores(groups):
 
 
 def format_costs(groups):
-    """A table of the mean costs of each group; of two groups also the second's over the first's."""
-    means = []
-    for runs in groups.values():
-        costs = {name: [run.costs.get(name) for run in runs] for name in COSTS}
-        means.append(over_runs(fmean, costs))
+    """A table of the mean costs of each group."""
     rows = [("", [head for head, _ in COSTS.values()])]
-    for label, costs in zip(groups, means):
-        cells = []
-        for name, (_, form) in COSTS.items():
-            unit = 2**30 if name == "peak_memory" else 1
-            cells.append("-" if costs[name] is None else form.format(costs[name] / unit))
-        rows.append((label, cells))
-    if len(means) == 2:
-        ratios = [f"{means[1][name] / means[0][name]:.2f}" if means[0][name] and means[1][name]
-                  else "-" for name in COSTS]
-        rows.append(("second / first", ratios))
+    for label, runs in groups.items():
+        costs = over_runs(fmean, {name: [run.costs.get(name) for run in runs] for name in COSTS})
+        rows.append((label, ["-" if costs[name] is None else form(costs[name])
+                             for name, (_, form) in COSTS.items()]))
     return "\n".join(format_rows(rows))
 
 
 def read_sentences(folder):
     """{table: sentence} of a run. Raises InputError where its files are not what it wrote."""
-    folder = Path(folder)
-    if not (folder / "scores.json").exists():
-        raise InputError(f"{folder / 'scores.json'} is missing: {folder} holds no finished run")
-    lines = []
-    for name in ("tables.txt", "outputs.txt"):
-        check_sum(folder, name, read_json(folder / "scores.json"))
-        with blaming(folder / name, "is damaged; describe.py --data makes it anew"):
+    folder, lines = Path(folder), []
+    with blaming(folder / "outputs.txt", "is damaged; describe.py --data makes it anew"):
+        for name in ("tables.txt", "outputs.txt"):
+            check_sum(folder, name, read_json(folder / "scores.json"))
             lines.append((folder / name).read_text("utf-8").removesuffix("\n").split("\n"))
-    tables, outputs = lines
-    if len(outputs) != len(tables):
-        raise InputError(f"{folder / 'outputs.txt'} has {len(outputs)} lines for the {len(tables)} "
-                         "tables of tables.txt; describe.py --data makes both anew")
-    return dict(zip(tables, outputs))
-
-
-def read_people(folder):
-    """For each table of a run's tables.txt what people said of it, a list."""
-    folder = Path(folder)
-    check_sum(folder, "references.txt", read_json(folder / "scores.json"))
-    (corpus,) = metrics.read_corpora(folder / "references.txt", [folder / "outputs.txt"],
-                                     any_text=True)
-    return corpus.references
+        return dict(zip(*lines, strict=True))
 
 
 def format_sentences(folders, n):
     """What each run and a person say of `n` of the test tables, spread over them."""
     said = {str(folder): read_sentences(folder) for folder in folders}
-    tables = list(said[str(folders[0])])
+    first = Path(folders[0])
+    tables = list(said[str(first)])
     for name, sentences in said.items():
         if list(sentences) != tables:
-            raise InputError(f"{name} describes other tables than {folders[0]}; leave one out")
-    said["a person"] = {table: group[0] for table, group in zip(tables, read_people(folders[0]))}
+            raise InputError(f"{name} describes other tables than {first}; leave one out")
+    check_sum(first, "references.txt", read_json(first / "scores.json"))
+    (corpus,) = metrics.read_corpora(first / "references.txt", [first / "outputs.txt"],
+                                     any_text=True)
+    said["a person"] = {table: group[0] for table, group in zip(tables, corpus.references)}
     width, blocks, n = max(map(len, ["table", *said])), [], min(n, len(tables))
     for table in (tables[number * len(tables) // n] for number in range(n)):
         lines = {"table": table} | {name: says[table] for name, says in said.items()}
