@@ -10,6 +10,7 @@ win. Needs fork, so Linux or macOS.
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -32,23 +33,28 @@ import torch  # noqa: E402
 
 import metrics  # noqa: E402
 import train  # noqa: E402
+from gpt2 import GPT2, load_config, save_model  # noqa: E402
 from support import files as common  # noqa: E402
 from support import record  # noqa: E402
 
-TRAIN = ["--model", "tiny", "--epochs", "2", "--batch-size", "4", "--num-beams", "2",
+TRAIN = ["--epochs", "2", "--batch-size", "4", "--num-beams", "2",
          "--max-new-tokens", "6", "--device", "cpu"]
 MODES = {"prefix": ["--mode", "prefix", "--prefix-length", "3", "--prefix-hidden", "16"],
          "finetune": ["--mode", "finetune"]}
 LIMIT = 120  # seconds that no run takes
 
 
-def write_data(folder):
-    """A small data set: 10 examples to train on, 3 to validate with, 4 of 2 tables to describe."""
+def write_inputs(folder):
+    """A small base with random weights, and data: 10 examples to train on, 3 to validate with, 4 of
+    2 tables to describe. Returns the arguments that name both."""
+    config = dataclasses.replace(load_config("tiny"), n_embd=8, n_head=2, n_layer=2)
+    save_model(GPT2(config), folder / "base", "tiny")
     names = ["Blue Spice", "The Vaults", "Aromi", "Cocum"]
     for split, n in (("train", 10), ("valid", 3), ("test", 4)):
         lines = [f"name : {names[i % 2 if split == 'test' else i % 4]} | Type : pub||"
                  f"{names[i % 4]} is a pub , number {i} . \n" for i in range(n)]
         (folder / f"src1_{split}.txt").write_text("".join(lines))
+    return ["--model", str(folder / "base"), "--data", str(folder)]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -291,11 +297,11 @@ def kill_runs(kills, seed, folder):
     """Kills runs, `kills` times in all; prints what is wrong; returns how much is."""
     draw, started = random.Random(seed), time.monotonic()
     (folder / "data").mkdir()
-    write_data(folder / "data")
+    inputs = write_inputs(folder / "data")
     says, faults, n_killed, n_runs, undisturbed = folder / "says", [], 0, 0, {}
 
     for mode, options in MODES.items():
-        arguments = [*TRAIN, *options, "--data", str(folder / "data")]
+        arguments = [*TRAIN, *options, *inputs]
         began = time.monotonic()
         if end(start(arguments, folder / mode, says)):
             raise SystemExit(f"the undisturbed run failed: {says.read_text()}")

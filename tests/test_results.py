@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 from statistics import mean
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ from e2e_data import encode_table, read_split
 from experiments import draw as figures
 from experiments import lora, make, tables
 from experiments.bench import decoding
-from gpt2 import load_both
+from gpt2 import GPT2, load_both, load_config, save_model
 from prefix import Prefix
 from support import drawing
 from support.files import InputError
@@ -181,12 +180,16 @@ def test_bases_that_are_missing_are_made_of_tinys_vocabulary(tmp_path, monkeypat
 @pytest.fixture
 def small_experiment(tmp_path, monkeypatch, few_examples):
     """An experiment of two runs of a few steps, in a folder of its own, run in this process."""
-    quick = f"--data {few_examples} --max-steps 3 --num-beams 1 --max-new-tokens 3 --device cpu"
-    runs = [make.Run("few", "a/prefix", f"{make.PREFIX} {quick}"),
-            make.Run("few", "short", f"{make.PREFIX} --prefix-length 3 {quick}")]
+    small = dataclasses.replace(load_config("tiny"), n_embd=8, n_head=2, n_layer=2)
+    save_model(GPT2(small), tmp_path / "small", "tiny")
+    command = (f"train.py --mode prefix --model {tmp_path / 'small'} --data {few_examples} "
+               "--max-steps 3 --num-beams 1 --max-new-tokens 3 --device cpu")
+    runs = [make.Run("e2e", "a/prefix", command),
+            make.Run("e2e", "short", f"{command} --prefix-length 3")]
     monkeypatch.setattr(make, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(make, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(make, "PARTS", {"few": lambda: runs})
+    monkeypatch.setattr(make, "PARTS", {"e2e": lambda: runs})
+    monkeypatch.setattr(make, "faults", lambda pairs: {"left out": len(pairs)})
     called = []
 
     def run(command, stdout, **how):
@@ -203,16 +206,19 @@ def test_it_runs_what_is_not_finished_and_gathers_what_the_runs_tell(small_exper
     (prefix, short), called = small_experiment
     (prefix.folder / "outputs.txt").mkdir(parents=True)  # of one that was stopped
     prefix.log.write_text(f"$ {prefix.command}\n")
-    assert run_here(make.main, "few", "--jobs", 1).error is None
+    assert run_here(make.main, "e2e", "--jobs", 1).error is None
     commands = [shlex.split(run.command)[1:] for run in (prefix, short)]
     assert called == [(command, ROOT, "1") for command in commands]
-    results = tmp_path / "results" / "few.json"
+    results = tmp_path / "results" / "e2e.json"
     told = json.loads(results.read_text())
     assert list(told) == ["a/prefix", "short"]
     scores = json.loads((prefix.folder / "scores.json").read_text())
     assert told["a/prefix"]["scores"] == {name: scores[name] for name in metrics.METRICS}
-    assert told["a/prefix"]["kept"] == 5 * 2 * 6 * 256 < told["a/prefix"]["trained"]
-    assert [step for step, _ in told["short"]["validation"]] == [2, 3]
+    assert told["a/prefix"]["kept"] == 5 * 2 * 2 * 8 < told["a/prefix"]["trained"]
+    log = [json.loads(line) for line in (short.folder / "log.jsonl").read_text().splitlines()]
+    assert told["short"]["validation"][0] == [2, round(log[1]["validation_loss"], 4)]
+    assert told["short"]["training"] == make.mean_losses(log) and log[-1]["step"] == 3
+    assert told["short"]["faults"] == {"left out": 2} and told["short"]["says"] is None
 
     (short.folder / "scores.json").unlink()  # as if stopped before its end
     results.unlink()
@@ -224,7 +230,7 @@ def test_it_runs_what_is_not_finished_and_gathers_what_the_runs_tell(small_exper
     prefix.log.write_bytes(prefix.log.read_bytes() + "£ é".encode("cp1252"))  # as Windows writes
     assert run_here(make.main, "--list").stdout.count("done  python train.py") == 2
     other = dataclasses.replace(prefix, arguments="train.py --mode prefix --lr 0.5")
-    make.PARTS["few"] = lambda: [other]
+    make.PARTS["e2e"] = lambda: [other]
     assert "a/prefix was not made by `python train.py --mode prefix --lr 0.5" in run_here(
         make.main).error
 
@@ -264,21 +270,6 @@ def test_few_examples_are_drawn_with_a_validation_set_of_three_tenths(tmp_path, 
     assert len(read_split(tmp_path / "forms/data", "valid")) == 53
 
 
-def test_what_a_run_of_the_experiment_tells(tmp_path, monkeypatch, prefix_run, small_data):
-    shutil.copytree(prefix_run[0], tmp_path / "e2e" / "run")
-    monkeypatch.setattr(make, "RUNS", tmp_path)
-    monkeypatch.setattr(make, "find_data", lambda name: small_data)
-    monkeypatch.setattr(make, "faults", lambda pairs: {"left out": len(pairs)})
-    told = make.gather(make.Run("e2e", "run", "train.py"))
-    log = [json.loads(line) for line in (prefix_run[0] / "log.jsonl").read_text().splitlines()]
-    assert told["minutes"] == round(make.minutes(log), 1)
-    assert told["training"][-1][0] == 12 and told["faults"] == {"left out": 12}
-    assert told["validation"][-1] == [12, pytest.approx(log[-1]["validation_loss"], abs=1e-4)]
-    (tmp_path / "e2e" / "run" / "scores.json").write_text('{"BLEU": 1}')
-    with pytest.raises(InputError, match="scores.json is damaged"):
-        make.gather(make.Run("e2e", "run", "train.py"))
-
-
 def test_what_a_run_says_of_the_table_that_the_readme_shows_is_kept(tmp_path, monkeypatch):
     folder = tmp_path / "decoding" / "greedy"
     folder.mkdir(parents=True)
@@ -289,14 +280,17 @@ def test_what_a_run_says_of_the_table_that_the_readme_shows_is_kept(tmp_path, mo
     (folder / "scores.json").write_text(json.dumps(
         dict.fromkeys(metrics.METRICS, 0.5) | {"signature": signature}))
     monkeypatch.setattr(make, "RUNS", tmp_path)
-    told = make.gather(make.Run("decoding", "greedy", "describe.py"))
+    run = make.Run("decoding", "greedy", "describe.py")
+    told = make.gather(run)
     assert told["says"] == "The Vaults ." and told["faults"]["left out"] == pytest.approx(88.9)
-    assert "says" not in make.gather(make.Run("length", "base", "describe.py"))
+    (folder / "scores.json").write_text('{"BLEU": 1}')
+    with pytest.raises(InputError, match="scores.json is damaged"):
+        make.gather(run)
 
 
 def test_other_decoders_are_tried_on_the_first_prefix_of_the_experiment():
     first = next(make.e2e())
-    assert "--mode prefix" in first.command and "--seed 0" in first.command
+    assert "--mode prefix" in first.command
     for run, option in zip(make.decoding(), make.DECODERS, strict=True):
         assert f"describe.py {first.folder.relative_to(ROOT).as_posix()} " in run.command
         assert f" {option} " in run.command
