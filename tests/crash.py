@@ -29,7 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import matplotlib.figure  # noqa: E402, F401  # here, so that each fork has it already
 import safetensors.torch  # noqa: E402
-import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401  # the same
 
 import metrics  # noqa: E402
 import train  # noqa: E402
