@@ -263,8 +263,7 @@ def train_in_parts(mode, folder, steps_a_part, monkeypatch):
     raise AssertionError("the training did not end")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("log_every", [1, 2])
+@pytest.mark.parametrize("mode, log_every", [*((mode, 1) for mode in MODES), ("direct", 2)])
 def test_training_that_was_stopped_at_any_step_ends_to_the_bit_as_if_it_had_not_been(
         mode, log_every, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "LOG_EVERY", log_every)  # states are saved with lines of the log
@@ -305,13 +304,14 @@ def test_a_seed_gives_the_same_prefix_to_the_bit_and_another_seed_another(small_
     for number, seed in enumerate((1, 1, 2)):
         folder = tmp_path / str(number)
         done = train_here(small_data, folder, "--max-steps", 1, "--batch-size", 1, "--seed", seed,
-                          "--prefix-hidden", 16)
+                          "--prefix-hidden", 16, "--lr", 1e-5)
         assert done.error is None, done.error
         kept.append(load_file(folder / "adapter_model.safetensors")["prompt_embeddings"])
     assert torch.equal(kept[0], kept[1]) and not torch.equal(kept[0], kept[2])
     torch.manual_seed(1)  # where it starts, not the order of the batches alone
-    start = Prefix(load_config("tiny"), 5, 16).key_values()
-    assert (kept[0] - start).abs().mean() < 0.3 * (kept[2] - start).abs().mean()
+    start = Prefix(load_config("tiny"), 5, 16).key_values().detach()
+    assert_close(kept[0], start, 0.01)
+    assert (kept[2] - start).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("form", ["network", "per-layer", "direct"])
