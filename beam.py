@@ -71,7 +71,7 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     """The best continuations of each prompt, as Hugging Face's `generate(early_stopping=False)`.
 
     prompts       lists of tokens, of any lengths; batch_size of them are searched at once, and
-                  of several batches a bar on stderr shows how many are done
+                  where there are many a bar on stderr shows how many are done
     past          for each layer (key, value), each [B, n_head, P, head_dim]: one before every
                   prompt (B = 1), or a row for each prompt, in the prompts' order
     past_lengths  for each prompt how much of its past is real, at its end: what stands in front
@@ -95,14 +95,13 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     # Prompts of similar lengths go together, so that there is little padding in a batch.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     with progress_bar(total=len(prompts), desc="decoding", unit=" tables",
-                      disable=len(prompts) <= batch_size) as bar:
+                      disable=len(prompts) <= 20) as bar:
         for at in range(0, len(prompts), batch_size):
             batch = by_length[at : at + batch_size]
             its_past = past if n_pasts == 1 else [(key[batch], value[batch]) for key, value in past]
             search_batch(model, [prompts[i] for i in batch], its_past,
                          [past_lengths[i] for i in batch], [searches[i] for i in batch], num_beams,
-                         max_new_tokens, length_penalty, list(banned))
-            bar.update(len(batch))
+                         max_new_tokens, length_penalty, list(banned), ended=bar.update)
     return [search.finished for search in searches]
 
 
@@ -126,8 +125,8 @@ def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length
 
 @torch.no_grad()
 def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_new_tokens,
-                 length_penalty, banned):
-    """Runs `searches` to their ends, one for each of `prompts`.
+                 length_penalty, banned, ended=lambda number: None):
+    """Runs `searches` to their ends, one for each of `prompts`; `ended` is told how many end.
 
     The beams of a search are so many queries against the keys and values of one row: those of the
     prefix and of its prompt, computed once and shared, and after them those of all that its beams
@@ -169,6 +168,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
             grown_from.append(search.advance(best, length, is_last, model.config.eos_token,
                                              num_beams, length_penalty))
         rows = rows_that_stay([not grown for grown in grown_from])
+        ended(len(searches) - len(rows))
         if not rows:
             break
         if len(rows) < len(searches):
