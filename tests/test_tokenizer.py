@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -64,6 +64,7 @@ ODD = "aé中 \n\t'sdll£1²٣\u00a0\u200b\u3000🙂-."
 @settings(max_examples=60, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60) | st.text(ODD, max_size=60))
+@example(text="It's what he'll've said, isn't it? I'm sure you're right; we'd go ®ÿ!~¡¬")
 def test_any_text_has_hugging_faces_tokens_and_comes_back(tokenizers, text):
     assert_same_tokens(tokenizers, [text])
 
