@@ -24,7 +24,7 @@ from metrics.meteor_data import KNOWN, Lexicon
 from support.files import InputError, sha256
 
 # On a busy machine a slow example is no failure.
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 
 # --------------------------------------------------------------------------------------------------
 # Data: METEOR's own, and a few lines in the same form
@@ -322,7 +322,7 @@ def searched(output, reference, folder):
     return align(candidates, len(output)), plain_search(candidates, len(output))
 
 
-@settings(patient, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(patient, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.randoms(use_true_random=False), sentences | repetitive)
 def test_the_search_finds_what_a_plain_search_finds(small, draw, output):
     """Also with more paths than are kept: the reference has the output's words in another order."""
@@ -332,7 +332,7 @@ def test_the_search_finds_what_a_plain_search_finds(small, draw, output):
     assert ours == plain
 
 
-@settings(patient, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(patient, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["pub", "the", "bar", "kid"]), min_size=2, max_size=6))
 def test_the_search_finds_it_where_a_word_could_be_matched_with_many(small, words):
     ours, plain = searched((("pub", "the", "pub") * 20 + ("bar",)) * 2, tuple(words), small)

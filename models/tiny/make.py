@@ -25,14 +25,12 @@ import json
 import random
 import re
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository
 
@@ -144,7 +142,12 @@ def read_source(folder):
     """The Source of a folder's sgd.jsonl.gz and rnnlg.jsonl.gz. Raises InputError without one."""
     patterns, values, words = {}, {}, set()  # the inner dicts are sets in the order of the data
     for name in ("sgd", "rnnlg"):
-        for row in read_rows(folder / f"{name}.jsonl.gz"):
+        path = folder / f"{name}.jsonl.gz"
+        if not path.exists():
+            raise InputError(f"{path} is missing; --data must name the folder of sgd.jsonl.gz and "
+                             "rnnlg.jsonl.gz")
+        for line in gzip.open(path, "rt", encoding="utf-8"):
+            row = json.loads(line)
             words.update(re.findall(r"\b[a-z]{3,}\b", row["text"]))
             if row["speaker"] != "system":
                 continue
@@ -155,14 +158,6 @@ def read_source(folder):
     patterns = {domain: list(found) for domain, found in patterns.items()}
     values = {slot: list(found) for slot, found in values.items()}
     return Source(patterns, values, sorted(words))
-
-
-def read_rows(path):
-    if not path.exists():
-        raise InputError(
-            f"{path} is missing; --data must name the folder of sgd.jsonl.gz and rnnlg.jsonl.gz")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -362,23 +357,17 @@ def row_loss(model, tokens, has_loss, first):
     """
     device, T = model.wte.weight.device, tokens.shape[1] - 1
     positions = first + torch.arange(T)  # [B, T]
-    (wanted,) = torch.where(has_loss[:, 1:].flatten())  # [M]: after which of the B * T is loss
-    targets = tokens[:, 1:].flatten()[wanted]  # [M]
-    # All of this was found on the host, so that the device never waits to tell how many there are.
-    tokens, positions = tokens[:, :-1].to(device), positions.to(device)
-    logits = model(tokens, positions=positions)  # [B, T, n_vocab]
-    logits = logits.flatten(0, 1)[wanted.to(device)]  # -> [M, n_vocab]
-    return F.cross_entropy(logits, targets.to(device))
+    logits = model(tokens[:, :-1].to(device), positions=positions.to(device))  # [B, T, n_vocab]
+    wanted = has_loss[:, 1:]  # [B, T]: after which tokens is loss
+    return F.cross_entropy(logits[wanted.to(device)], tokens[:, 1:][wanted].to(device))
 
 
 @torch.no_grad()
 def held_out_loss(model, tokens, has_loss):
     """The mean of `row_loss` over rows that begin at the first position, ten at a time."""
     first = torch.zeros(1, 1, dtype=torch.long)
-    losses = []
-    for rows in zip(tokens.split(10), has_loss.split(10)):
-        losses.append(row_loss(model, *rows, first).item())
-    return sum(losses) / len(losses)
+    rows = list(zip(tokens.split(10), has_loss.split(10)))
+    return sum(row_loss(model, *ten, first).item() for ten in rows) / len(rows)
 
 
 def first_model(sizes):
@@ -404,7 +393,7 @@ def make_optimizer(model):
 
 
 def train_step(model, rows, optimizer, lr, dtype):
-    """One step of training; returns the loss."""
+    """One step of training."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     with autocast(model.wte.weight.device, dtype):
@@ -413,7 +402,6 @@ def train_step(model, rows, optimizer, lr, dtype):
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return loss.item()
 
 
 def train(number, model, source, tokenizer, dtype, path, state):
@@ -424,39 +412,31 @@ def train(number, model, source, tokenizer, dtype, path, state):
     stage, device, n_ctx = STAGES[number], model.wte.weight.device, model.config.n_ctx
     batch_size = TOKENS_PER_STEP // stage.length
     held_out = write_rows(source, tokenizer, HELD_OUT, stage.length, "held out")
-    print(f"stage {number + 1}: {stage.steps * TOKENS_PER_STEP / 1e6:,.1f} million tokens in rows "
-          f"of {stage.length}, {held_out[1][:, 1:].float().mean():.0%} with loss", flush=True)
     optimizer = make_optimizer(model)
-    step, started = 0, time.monotonic()
+    step = state.get("step", 0)
     if state:
         optimizer.load_state_dict(state["optimizer"])
-        step, started = state["step"], started - state["seconds"]
     elif number > 0:
         seen = STAGES[number - 1].length
         with torch.no_grad():  # the other positions have only decayed
             positions = first_positions(n_ctx, model.config.n_embd).to(device)
             model.wpe.weight[seen:] = positions[seen:]
-    with tqdm(total=stage.steps, initial=step, desc="training", unit=" steps") as bar:
-        while step < stage.steps:
-            rng = random.Random(f"stage {number}, step {step}")
-            n_rows, seed = CHUNK * batch_size, rng.random()
-            tokens, has_loss = write_rows(source, tokenizer, n_rows, stage.length, seed)
-            last = n_ctx - stage.length if stage.anywhere else 0
-            first = torch.tensor([[rng.randint(0, last)] for _ in tokens])  # [n_rows, 1]
-            for at in range(min(CHUNK, stage.steps - step)):
-                batch = slice(at * batch_size, (at + 1) * batch_size)
-                rows = tokens[batch], has_loss[batch], first[batch]
-                loss = train_step(model, rows, optimizer, learning_rate(step, stage), dtype)
-                step += 1
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}")
-            loss, seconds = held_out_loss(model, *held_out), time.monotonic() - started
-            bar.write(f"step {step:,}: held-out loss {loss:.3f} a token, {seconds / 60:.0f} "
-                      "minutes")
-            state = {"stage": number, "step": step, "seconds": seconds,
-                     "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            with write_aside(path) as aside:
-                torch.save(state, aside)
+    while step < stage.steps:
+        rng = random.Random(f"stage {number}, step {step}")
+        n_rows, seed = CHUNK * batch_size, rng.random()
+        tokens, has_loss = write_rows(source, tokenizer, n_rows, stage.length, seed)
+        last = n_ctx - stage.length if stage.anywhere else 0
+        first = torch.tensor([[rng.randint(0, last)] for _ in tokens])  # [n_rows, 1]
+        batches = zip(*(rows.split(batch_size) for rows in (tokens, has_loss, first)))
+        for rows in itertools.islice(batches, stage.steps - step):
+            train_step(model, rows, optimizer, learning_rate(step, stage), dtype)
+            step += 1
+        print(f"stage {number + 1}, step {step:,} of {stage.steps:,}: held-out loss "
+              f"{held_out_loss(model, *held_out):.3f} a token", flush=True)
+        state = {"stage": number, "step": step, "model": model.state_dict(),
+                 "optimizer": optimizer.state_dict()}
+        with write_aside(path) as aside:
+            torch.save(state, aside)
 
 
 def make_base(data, out, sizes, vocabulary=None, device="auto", dtype="float32"):
@@ -469,18 +449,17 @@ def make_base(data, out, sizes, vocabulary=None, device="auto", dtype="float32")
     device = pick_device(device)
     torch.manual_seed(0)
     source = read_source(data)
-    print(f"{sum(map(len, source.patterns.values())):,} sentences with holes", flush=True)
     if not vocabulary and not (out / "merges.txt").exists():
         train_vocabulary(source, sizes.n_vocab, out)
     vocabulary = vocabulary or out
     tokenizer = load_tokenizer(vocabulary)
-    model, path, state = first_model(sizes).to(device), out / "training.pt", None
+    model, path, state = first_model(sizes).to(device), out / "training.pt", {}
     if path.exists():
         state = torch.load(path, device, weights_only=True)
         model.load_state_dict(state["model"])
-    for number in range(state["stage"] if state else 0, len(STAGES)):
+    for number in range(state.get("stage", 0), len(STAGES)):
         train(number, model, source, tokenizer, dtype, path, state)
-        state = None
+        state = {}
     save_model(model, out, vocabulary, dtype=torch.float16)
     path.unlink()
 
