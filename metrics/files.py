@@ -24,8 +24,8 @@ REFERENCE_COLUMN = re.compile(r"trg|tgt|target|ref|human", re.IGNORECASE)
 # Pound signs and accents that lost their encoding on the way into the challenge's tables.
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
-# What is no list of sentences is known by what all of it is; tabs may stand in a text, now and then:
-# in a fifth of the lines they are columns.
+# What is no list of sentences is known by what all of it is. Tabs may stand in a text, now and
+# then: in a fifth of the lines they are columns.
 XML = re.compile(r"<(\?xml|!doctype|mteval|(ref|src|tst)set)\b", re.IGNORECASE)
 SRC1 = re.compile(r".* : .*\|\|.+")
 

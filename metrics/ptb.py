@@ -130,8 +130,8 @@ GOES_ON = _words(  # abbreviations: none ends in one of these
     "Insp Mlle Mme Msgr Sfc vs Alex Wm Jos Cie a.k.a cf TREAS Ph Invt Elec Natl M[ft]g Dept"
 )
 
-# --- The rules: a token's pattern, that of its context if it has one, and the output if it is not the
-# token itself: a form for it, or replacements in it
+# --- The rules: a token's pattern; that of its context, if it has one; and the output, if it is not
+# the token itself: a form for it, or replacements in it
 
 SOFT_HYPHENS = {"\xad": ""}
 ONE_TOKEN = {" ": "\xa0", "(": "-lrb-", ")": "-rrb-"}

@@ -353,7 +353,8 @@ def test_equal_texts_are_aligned_as_a_plain_search_would(small, tokens):
 # Properties
 # --------------------------------------------------------------------------------------------------
 
-odd_texts = st.text(st.characters(codec="utf-8") | st.sampled_from("a.'-, \n\t\x00\x1f😀é"), max_size=30)
+odd_texts = st.text(st.characters(codec="utf-8") | st.sampled_from("a.'-, \n\t\x00\x1f😀é"),
+                    max_size=30)
 
 
 @pytest.fixture

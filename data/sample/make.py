@@ -25,7 +25,8 @@ THINGS = "Badger Fiddle Hare Heron Kettle Lantern Spoon Thistle".split()
 ROOMS = "Corner Garden Kitchen Larder".split()
 NAMES = [f"The {first} {thing}" for first in FIRST for thing in THINGS]
 NAMES += [f"{first} {room}" for first in FIRST for room in ROOMS]
-TYPES = "bistro, brasserie, canteen, diner, food truck, inn, tavern, tea room, wine bar".split(", ")
+TYPES = ("bistro, brasserie, canteen, diner, food truck, inn, tavern, tea room, "
+         "wine bar").split(", ")
 FOODS = ("Ethiopian Georgian Greek Korean Lebanese Mexican Moroccan Peruvian Polish Portuguese Thai "
          "Turkish Vietnamese vegan vegetarian").split()
 AMOUNTS = ("under £ 10", "£ 10 - 15", "£ 15 - 25", "£ 25 - 40", "over £ 40")
