@@ -58,12 +58,16 @@ def test_every_run_has_its_own_folder_and_a_command_that_its_program_takes(part,
                     "experiments.lora": lora}[program].main, *arguments)
 
 
-@pytest.mark.parametrize("name", tables.DOCUMENTS)
-def test_the_tables_of_the_documents_are_those_of_the_results(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    assert tables.filled(text) == text
-    places = set(re.findall(r"<!-- results: (\w+) -->", text))
-    assert places <= set(tables.TABLES) and text.count("<!-- end -->") == len(places)
+def test_the_tables_of_the_documents_are_those_of_the_results_and_all_of_them():
+    places = set()
+    for name in tables.DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert tables.filled(text) == text
+        own = re.findall(r"<!-- results: (\w+) -->", text)
+        assert text.count("<!-- end -->") == len(own)
+        places.update(own)
+    measured = {name for name, (_, *parts) in tables.TABLES.items() if set(parts) <= set(MEASURED)}
+    assert measured and measured <= places <= set(tables.TABLES)
 
 
 def test_what_the_documents_say_of_the_experiment_in_words_agrees_with_its_results():
@@ -84,22 +88,14 @@ def test_what_the_documents_say_of_the_experiment_in_words_agrees_with_its_resul
     assert len(prefixes) == len(tuned) == 2 and "means of two seeds" in text["README.md"]
 
 
-def test_every_table_has_its_place_in_the_documents():
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in tables.DOCUMENTS)
-    measured = [name for name, (_, *parts) in tables.TABLES.items() if set(parts) <= set(MEASURED)]
-    assert measured and all(f"<!-- results: {name} -->" in text for name in measured)
-
-
 @pytest.fixture
 def few_examples(tmp_path, small_data, monkeypatch):
     """A data set of two batches an epoch, 2 validation examples and 2 test tables; no METEOR, whose
     tables take longer than all else."""
     monkeypatch.setattr(metrics.meteor_data, "find", lambda: None)
     for split, n in (("train", 12), ("valid", 2), ("test", 2)):
-        rows = [json.dumps({"table": table, "text": text})
-                for table, text in dict(read_split(small_data, split)).items()]
-        (tmp_path / "data").mkdir(exist_ok=True)
-        (tmp_path / f"data/{split}.jsonl").write_text("\n".join(rows[:n]))
+        examples = list(dict(read_split(small_data, split)).items())[:n]
+        make.write_data(tmp_path / "data", **{split: examples})
     return tmp_path / "data"
 
 
@@ -288,14 +284,6 @@ def test_what_a_run_says_of_the_table_that_the_readme_shows_is_kept(tmp_path, mo
         make.gather(run)
 
 
-def test_other_decoders_are_tried_on_the_first_prefix_of_the_experiment():
-    first = next(make.e2e())
-    assert "--mode prefix" in first.command
-    for run, option in zip(make.decoding(), make.DECODERS, strict=True):
-        assert f"describe.py {first.folder.relative_to(ROOT).as_posix()} " in run.command
-        assert f" {option} " in run.command
-
-
 def test_losses_are_means_over_steps():
     log = [{"step": step, "loss": float(step), "steps": 10} for step in range(10, 211, 10)]
     log += [{"step": 215, "loss": 1.0, "steps": 5}, {"step": 215, "validation_loss": 9.0}]
@@ -339,16 +327,15 @@ def made_up_results(monkeypatch, tmp_path):
     length, longer, small = {"base": e2e["base"]}, {}, {}
     for seed in (0, 1):
         for P in tables.LENGTHS:
-            length[f"length-{P}-seed-{seed}"] = run = made_up("prefix", seed, P / 100 + seed / 5, 2)
-            run["settings"]["prefix_length"], run["kept"] = P, 6 * P
-        length[f"finetune-seed-{seed}"] = made_up("finetune", seed, 0.6 + seed / 5, 1)
-        length[f"finetune-seed-{seed}"]["kept"] = 1200
+            run = made_up("prefix", seed, P / 100 + seed / 5, 2)
+            length[f"length-{P}-seed-{seed}"] = run | {"kept": 6 * P}
+        length[f"finetune-seed-{seed}"] = made_up("finetune", seed, 0.6 + seed / 5, 1) | {
+            "kept": 1200}
         for n in tables.FEW_EXAMPLES:
             small[f"prefix-{n}-{seed}"] = made_up("prefix", seed, n / 1000 + seed / 5, 2)
             small[f"finetune-{n}-{seed}"] = made_up("finetune", seed, n / 1000 + 0.1, 2)
     for P in tables.FROM_EXAMPLES:
-        longer[f"length-{P}-seed-0"] = run = made_up("prefix", 0, 0.5, 2)
-        run["settings"]["prefix_length"], run["kept"] = P, 0
+        longer[f"length-{P}-seed-0"] = made_up("prefix", 0, 0.5, 2) | {"kept": 0}
     place = {f"{name}-0.1-seed-{seed}": made_up(name, seed, 0.4 + seed / 100, 1)
              for name in ("prefix", "finetune", "c_attn", "c_fc") for seed in (0, 1, 2)}
     for name in ("prefix", "c_fc"):
@@ -435,10 +422,6 @@ def test_damaged_results_are_told_and_no_document_is_written(name, old, new, mad
         tables.filled(EMPTY.format(name))
 
 
-def test_few_examples_have_a_column_for_each_mode(made_up_results):
-    assert cells(tables.small())[2] == ["50", "15.0 (5.0 to 25.0)", "15.0 (15.0 to 15.0)"]
-
-
 def test_a_place_in_a_document_is_filled_and_the_rest_stays(made_up_results, monkeypatch):
     text = "A\n<!-- results: faults -->\nold\n<!-- end -->\nB\n"
     filled = tables.filled(text)
@@ -472,8 +455,7 @@ def test_the_losses_of_both_modes_are_drawn(made_up_results, drawn):
     figures.draw_losses("losses.png")
     (axes,) = drawn[0].axes
     assert [line.get_marker() for line in axes.lines] == 4 * ["None", "o"]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["prefix-tuning", "fine-tuning"]
+    assert axes.get_legend_handles_labels()[1] == ["prefix-tuning", "fine-tuning"]
 
 
 def lines_of(axes):
@@ -507,7 +489,8 @@ def test_bases_are_drawn_by_their_size(made_up_results, drawn):
     assert shares[1][2] == pytest.approx(100) and gaps[1] == (1234, 0, 0, 0)
 
 
-def test_few_examples_are_drawn_as_a_line_for_each_mode(made_up_results, drawn):
+def test_few_examples_have_a_column_and_a_line_for_each_mode(made_up_results, drawn):
+    assert cells(tables.small())[2] == ["50", "15.0 (5.0 to 25.0)", "15.0 (15.0 to 15.0)"]
     figures.draw_small("small.png")
     lines = lines_of(drawn[0].axes[0])
     assert lines["prefix-tuning"][0] == (pytest.approx(50, rel=0.02), 5, 15, 25)
@@ -530,6 +513,7 @@ def test_a_figure_without_results_is_left_as_it_is(made_up_results, drawn):
     done = run_here(figures.main, "losses", "small")
     assert "losses.png is left as it is: `python -m experiments.make e2e`" in done.stdout
     assert len(drawn) == 1
+    assert "the figures are attention, " in run_here(figures.main, "nonsense").error
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -634,7 +618,3 @@ def test_the_benchmark_of_decoding_compares_ways_that_write_the_same():
         "ours", "generate, 2 at a time", "generate, 1 at a time", "each row its prefix, one batch",
         "one prefix after the other", "PEFT, one after the other"]
     assert {row[-1] for row in rows} == {"2 of 2"}
-
-
-def test_figures_that_there_are_not_are_told():
-    assert "the figures are attention, " in run_here(figures.main, "nonsense").error
