@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository
 
@@ -393,7 +394,7 @@ def make_optimizer(model):
 
 
 def train_step(model, rows, optimizer, lr, dtype):
-    """One step of training."""
+    """One step of training; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     with autocast(model.wte.weight.device, dtype):
@@ -402,6 +403,7 @@ def train_step(model, rows, optimizer, lr, dtype):
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
+    return loss.item()
 
 
 def train(number, model, source, tokenizer, dtype, path, state):
@@ -421,22 +423,25 @@ def train(number, model, source, tokenizer, dtype, path, state):
         with torch.no_grad():  # the other positions have only decayed
             positions = first_positions(n_ctx, model.config.n_embd).to(device)
             model.wpe.weight[seen:] = positions[seen:]
-    while step < stage.steps:
-        rng = random.Random(f"stage {number}, step {step}")
-        n_rows, seed = CHUNK * batch_size, rng.random()
-        tokens, has_loss = write_rows(source, tokenizer, n_rows, stage.length, seed)
-        last = n_ctx - stage.length if stage.anywhere else 0
-        first = torch.tensor([[rng.randint(0, last)] for _ in tokens])  # [n_rows, 1]
-        batches = zip(*(rows.split(batch_size) for rows in (tokens, has_loss, first)))
-        for rows in itertools.islice(batches, stage.steps - step):
-            train_step(model, rows, optimizer, learning_rate(step, stage), dtype)
-            step += 1
-        print(f"stage {number + 1}, step {step:,} of {stage.steps:,}: held-out loss "
-              f"{held_out_loss(model, *held_out):.3f} a token", flush=True)
-        state = {"stage": number, "step": step, "model": model.state_dict(),
-                 "optimizer": optimizer.state_dict()}
-        with write_aside(path) as aside:
-            torch.save(state, aside)
+    with tqdm(total=stage.steps, initial=step, desc=f"stage {number + 1}", unit=" steps") as bar:
+        while step < stage.steps:
+            rng = random.Random(f"stage {number}, step {step}")
+            n_rows, seed = CHUNK * batch_size, rng.random()
+            tokens, has_loss = write_rows(source, tokenizer, n_rows, stage.length, seed)
+            last = n_ctx - stage.length if stage.anywhere else 0
+            first = torch.tensor([[rng.randint(0, last)] for _ in tokens])  # [n_rows, 1]
+            batches = zip(*(rows.split(batch_size) for rows in (tokens, has_loss, first)))
+            for rows in itertools.islice(batches, stage.steps - step):
+                loss = train_step(model, rows, optimizer, learning_rate(step, stage), dtype)
+                step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}")
+            loss = held_out_loss(model, *held_out)
+            bar.write(f"stage {number + 1}, step {step:,}: held-out loss {loss:.3f} a token")
+            state = {"stage": number, "step": step, "model": model.state_dict(),
+                     "optimizer": optimizer.state_dict()}
+            with write_aside(path) as aside:
+                torch.save(state, aside)
 
 
 def make_base(data, out, sizes, vocabulary=None, device="auto", dtype="float32"):
