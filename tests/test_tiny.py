@@ -167,7 +167,7 @@ def test_the_loss_of_rows_is_the_mean_over_their_tokens_with_loss_wherever_they_
 
 
 SMALL = {
-    "CHUNK": 2, "TOKENS_PER_STEP": 128, "HELD_OUT": 1,
+    "CHUNK": 2, "TOKENS_PER_STEP": 128, "HELD_OUT": 1, "N_TASKS": 400,
     "SIZES": GPT2Config(n_vocab=300, n_ctx=64, n_embd=16, n_head=4, n_layer=6),
     "STAGES": (recipe.Stage(16, 4, 2e-3, False), recipe.Stage(32, 4, 1e-3, True)),
 }

@@ -44,6 +44,7 @@ SIZES = GPT2Config(n_vocab=4096, n_ctx=512, n_embd=256, n_head=4, n_layer=6)
 TOKENS_PER_STEP = 2048
 CHUNK = 250  # steps whose rows are written at once
 HELD_OUT = 80  # rows that are not trained on
+N_TASKS = 8000  # from which the vocabulary is made
 WARM_UP = 200  # steps in which the learning rate rises
 DECAY = 0.25  # the last part of a stage, in which it falls to 0
 
@@ -313,7 +314,7 @@ def train_vocabulary(source, size, folder):
 
     def texts():
         rng = random.Random("vocabulary")
-        for _ in range(8000):
+        for _ in range(N_TASKS):
             task = Task(source, rng)
             for _ in range(4):
                 table, sentences = task.write()
