@@ -57,9 +57,9 @@ def read_run(folder):
     """The finished run that a folder holds; raises InputError where there is none."""
     folder = Path(folder)
     if not (folder / "scores.json").exists():
-        raise InputError(f"{folder} holds no scores (scores.json is missing): its run had no test "
-                         "set, or has not ended; train.py --resume goes on with it, and "
-                         "describe.py --data --out scores it as it is")
+        raise InputError(f"{folder} holds no scores (scores.json is missing): there is no run, or "
+                         "it had no test set, or has not ended; train.py --resume goes on with it, "
+                         "and describe.py --data --out scores it as it is")
     scores = read_json(folder / "scores.json")
     with blaming(folder / "scores.json", "is damaged; describe.py --data makes it anew"):
         costs = scores.get("costs") or {}
@@ -76,6 +76,8 @@ def read_run(folder):
         numbers += [costs.get(name) for name in (*PARAMETERS, *COSTS)]
         if not all(value is None or is_number(value) for value in numbers):
             raise ValueError("a score, a cost or a length is no number")
+        if 0 in [costs.get(name) for name in COSTS]:
+            raise ValueError("a cost is 0")
     return FinishedRun(settings, scores, costs, log)
 
 

@@ -76,19 +76,24 @@ def load_runs(sources, device="auto", base=None):
     """
     every, pasts = {source: read_source(source) for source in sources}, {}
     first, settings = next(iter(every.items()))
+    device = pick_device(device)
     for source, its in every.items():
-        is_alike = its["mode"] == "prefix" and its["dtype"] == settings["dtype"]
-        if len(every) > 1 and not is_alike:
-            raise InputError(f"leave out {source}: it is no prefix, or not of {first}'s dtype")
+        if len(every) > 1 and its["mode"] != "prefix":
+            raise InputError(f"leave out {source}: it is a whole model, and no prefix")
+        if its["dtype"] != settings["dtype"]:
+            raise InputError(f"leave out {source}: it is of {its['dtype']}, but {first} of "
+                             f"{settings['dtype']}")
     if settings["mode"] != "prefix":
         if base is not None:
             raise InputError(f"{first} is a whole model, to which no other base can be given")
-        model, tokenizer = load_both(first, pick_device(device))
+        model, tokenizer = load_both(first, device)
         return Run(settings, tokenizer, model, None), {first: None}
     named = settings["model"] = str(base or settings["model"])
     try:
-        model, tokenizer = load_both(named, pick_device(device))
+        model, tokenizer = load_both(named, device)
     except InputError as error:
+        if base is not None:
+            raise
         raise InputError(f"{first} needs the base that it was trained on: {error}; or give it with "
                          "--model") from None
     now = {"model": named} | fingerprints(model, tokenizer)
@@ -97,10 +102,11 @@ def load_runs(sources, device="auto", base=None):
         known = made_from or {"model": its["model"]}  # PEFT tells the name of a base, no more
         for name, value in known.items():
             if base is None and now.get(name, value) != value:  # one that is given may differ
-                raise InputError(
-                    f"{source} was trained on another {name.removesuffix('_sha256')} than what "
-                    f"{named} holds now; bring that back, leave this out, or use what is there "
-                    f"all the same with --model {named}")
+                other = f"was trained on another {name.removesuffix('_sha256')} than"
+                if source != first:
+                    raise InputError(f"leave out {source}: it {other} {first}")
+                raise InputError(f"{source} {other} what {named} holds now; bring that back, or "
+                                 f"use this one all the same with --model {named}")
     return Run(settings, tokenizer, model, pasts[first]), pasts
 
 

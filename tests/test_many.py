@@ -200,7 +200,7 @@ def test_runs_of_another_base_or_dtype_or_without_a_prefix_are_refused(runs, tmp
                config | {"base_model_name_or_path": str(tmp_path / "base")})
     settings = Settings("prefix", "tiny", "sample", lr=0.1, dtype="bfloat16")
     write_json(lowered / "run.json", asdict(settings))
-    for source, message in ((other, f"{other} was trained on another model than what tiny holds"),
+    for source, message in ((other, f"leave out {other}: it was trained on another model than"),
                             (lowered, f"leave out {lowered}"), ("tiny", "leave out tiny")):
         for sources in ([runs[0], source], [runs[0], runs[2], source]):
             with pytest.raises(InputError, match=message):
