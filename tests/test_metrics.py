@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import ROOT, run_here, run_python
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
@@ -83,35 +83,21 @@ def test_bleu_equals_nltk_where_nltk_is_exact(corpus):
     assert mteval.bleu(counts) == pytest.approx(theirs, rel=1e-12)
 
 
-def test_bleu_without_any_match_is_smoothed_by_halving():
-    counts = counts_of([["x x x x"]], ["a b c d"])
-    halved = 1 / (2 * 4) / (4 * 3) / (8 * 2) / (16 * 1)
-    assert mteval.bleu(counts) == pytest.approx(halved ** (1 / 4))
-
-
-def test_bleu_leaves_out_n_grams_longer_than_every_output():
-    assert mteval.bleu(counts_of([["a b"]], ["a b"])) == 1.0
+def test_bleu_halves_what_nothing_matches_and_leaves_out_n_grams_longer_than_every_output():
+    halved = 1 / (2 * 3) / (4 * 2) / (8 * 1)
+    assert mteval.bleu(counts_of([["x x x"]], ["a b c"])) == pytest.approx(halved ** (1 / 4))
 
 
 @pytest.mark.parametrize(
     "references, length",
     [
         (["a", "a b c"], 1),  # equally close: the shorter one
-        (["a b c", "a"], 1),
-        (["a b c", "a b c d e f"], 3),
         (["a b c d e", ""], 5),  # a reference without tokens is passed over ...
         (["", "a b c d e"], 0),  # ... unless it is the first
     ],
 )
 def test_reference_length_is_that_of_the_closest(references, length):
     assert counts_of([references], ["a b"]).closest_length == length
-
-
-def test_bleu_punishes_outputs_that_are_too_short_but_none_that_are_too_long():
-    short = mteval.bleu(counts_of([["a b c d e f g h"]], ["a b c d"]))
-    assert short == pytest.approx(math.exp(1 - 8 / 4))
-    long = mteval.bleu(counts_of([["a b c d"]], ["a b c d a"]))
-    assert long == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4))
 
 
 # --- NIST
@@ -131,12 +117,10 @@ def test_nist_weighs_n_grams_by_the_references_of_all_segments():
 def test_nist_takes_the_mean_length_over_all_references():
     # Mean length (3 * 2 + 8) / 4 = 3.5, so 7 for two segments; averaged segment by segment it would
     # be 2 + 8 = 10.
-    counts = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c d e f g"])
-    assert mteval.nist(counts) == pytest.approx((2 * math.log2(14 / 3) + 5 * math.log2(14)) / 7)
-    shorter = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c"])
+    counts = counts_of([["a b", "a b", "a b"], ["c d e f g h i j"]], ["a b", "c"])
     unpunished = (2 * math.log2(14 / 3) + math.log2(14)) / 3
     penalty = math.exp(math.log(0.5) * (math.log(3 / 7) / math.log(1.5)) ** 2)
-    assert mteval.nist(shorter) == pytest.approx(penalty * unpunished)
+    assert mteval.nist(counts) == pytest.approx(penalty * unpunished)
 
 
 def test_nist_counts_no_reference_without_tokens():
@@ -170,59 +154,21 @@ def test_a_negative_number_of_n_grams_counts_as_almost_none_as_in_the_port():
     assert smoothed == pytest.approx((3 / 3 * 2 / 2 * 1 / 1 * 1 / 1e-9) ** (1 / 4))
 
 
-@pytest.mark.parametrize("output", ["", "a", "a b c d"])
-def test_segments_too_short_for_the_official_script_have_scores(output):
-    for references in (["a b c d e"], [""], [output, ""]):
-        assert all(0 <= score < math.inf for score in mteval.segment_scores(references, output))
+# --- All scores
 
-
-# --- Properties of all
-
-words = st.sampled_from(["a", "b", "The", "pub", "£20-25", ".", "é", "3,000", "0"])
-texts = st.lists(words, max_size=8).map(" ".join)
-some_text = texts.filter(bool)
-long_texts = st.lists(words, min_size=4, max_size=9).map(" ".join)
-groups = st.lists(some_text, min_size=1, max_size=4)
-corpora = st.lists(st.tuples(groups, texts), min_size=1, max_size=5)
-
-
-def assert_same(ours, theirs):
-    for metric in set(metrics.METRICS) - {"METEOR"}:
-        assert ours[metric] == pytest.approx(theirs[metric], rel=1e-12, abs=1e-12)
-
-
-def assert_sound(scores):
-    for metric, highest in zip(metrics.METRICS, (1, math.inf, 1, 1, 10)):
-        score = scores[metric]
-        assert score is None or 0 <= score <= highest + 1e-12 and score < math.inf
+reference = st.text().filter(str.strip) | st.just("<skipped>")
 
 
 @patient
-@given(corpora, st.randoms(use_true_random=False))
-def test_the_order_of_segments_and_of_references_does_not_matter(corpus, rng):
-    shuffled = [(rng.sample(group, len(group)), output) for group, output in corpus]
-    rng.shuffle(shuffled)
-    assert_same(metrics.evaluate(*zip(*corpus)), metrics.evaluate(*zip(*shuffled)))
-
-
-@patient
-@given(st.lists(st.lists(long_texts, min_size=1, max_size=3), min_size=1))
-def test_outputs_equal_to_a_reference_have_a_bleu_and_a_rouge_of_one(references):
-    scores = metrics.evaluate(references, [group[-1] for group in references])
-    assert (scores["BLEU"], scores["ROUGE_L"]) == (pytest.approx(1.0), pytest.approx(1.0))
-
-
-@patient
-@given(st.lists(st.tuples(st.lists(st.text().filter(str.strip), min_size=1, max_size=3), st.text()),
-                min_size=1, max_size=4))
+@given(st.lists(st.tuples(st.lists(reference, min_size=1, max_size=3), st.text()), min_size=1,
+                max_size=4))
+@example([(["a cheap pub ."], "word " * 1_000)])
 def test_any_text_has_scores(corpus):
-    assert_sound(metrics.evaluate(*zip(*corpus)))
-
-
-@pytest.mark.parametrize("output", ["", "word " * 1_000, "🍕👍🏽 \u200d", "\x00\x1b[31m\r\n", "."])
-def test_odd_outputs_have_scores(output):
-    for references in ([["a cheap pub ."]], [[output or ".", "<skipped>"]]):
-        assert_sound(metrics.evaluate(references * 2, [output, "a pub"]))
+    scores = metrics.evaluate(*zip(*corpus))
+    for metric, highest in zip(metrics.METRICS, (1, 99, 1, 1, 10)):
+        assert metric == "METEOR" or 0 <= scores[metric] <= highest + 1e-12
+    for segment in corpus:  # also one that is too short for the official script
+        assert all(0 <= score < math.inf for score in mteval.segment_scores(*segment))
 
 
 @pytest.mark.parametrize(
@@ -233,11 +179,8 @@ def test_odd_outputs_have_scores(output):
         ([["a"], []], ["a", "b"], "group 2 has no references"),
         ([["a"], ["b", " \n"]], ["a", "b"], "group 2 has no references, or an empty one"),
         (["a"], ["a"], "references 1 are a str"),
-        ("ab", ["a", "b"], "references are a str"),
         ({"x": ["a"]}, ["a"], "references are a dict"),
-        ([["a"]], "a", "outputs are a str"),
         ([["a"]], None, "outputs are a NoneType"),
-        ([["a"]], np.array([["a"]]), "outputs: number 1 is a ndarray"),
         ([["a"], ["b", float("nan")]], ["a", "b"], "references 2: number 2 is a float"),
         ([["a"]], ["http://\ud800x"], "outputs: number 1 has half a character"),
     ],
@@ -248,14 +191,11 @@ def test_evaluate_says_what_is_wrong_with_its_arguments(references, outputs, mes
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "make", [tuple, iter, np.array, lambda texts: dict(enumerate(texts)).values()],
-    ids=["tuple", "iterator", "array", "values"])
+@pytest.mark.parametrize("make", [iter, np.array])
 def test_evaluate_takes_all_that_has_an_order(make):
     references, outputs = [["a cheap pub", "a pub"], ["a bar", "the bar"]], ["a pub", "one bar"]
-    expected = metrics.evaluate(references, outputs)
     made = make([make(group) for group in references])
-    assert metrics.evaluate(made, make(outputs)) == expected
+    assert metrics.evaluate(made, make(outputs)) == metrics.evaluate(references, outputs)
 
 
 # --- Files
@@ -283,7 +223,6 @@ def test_outputs_are_read_as_the_official_script_does(tmp_path, name, text, expe
 
 @pytest.mark.parametrize("text, groups", [
     ("a\nb\n\nc\n", [["a", "b"], ["c"]]),
-    ("a\nb\n\nc\n\n", [["a", "b"], ["c"]]),
     ("a\nb\n\n", [["a"], ["b"]]),  # one group: single references
     ("\ufeffa\n \t\nb", [["a"], ["b"]]),
 ])
@@ -360,19 +299,15 @@ def test_any_file_is_read_or_refused(tmp_path, references, outputs, one, other):
         assert all(corpus.references) and all(isinstance(text, str) for text in corpus.outputs)
 
 
-SRC1 = "name : A||It is A .\nname : B||It is B .\n"
-
-
 @pytest.mark.parametrize("name, text, what", [
     ("x.jsonl", '{"table": "name : A", "text": "It is A ."}\n', "JSON"),
     ("x.json", '["It is A .",\n "It is B ."]\n', "JSON"),
     ("e2e-dataset.zip", "PK\xff", "is not UTF-8"),
-    ("x.txt", '[{"caption": "a"},\n{"caption": "b"}]\n', "JSON"), 
     ("x.txt", '<?xml version="1.0"?>\n<seg>a</seg>\n', "XML"),
     ("x.txt", '<refset setid="a" srclang="any">\n<seg>a</seg>\n', "XML"),
-    ("src1_test.txt", SRC1, "`||`"), ("x", SRC1.replace("\n", "\n\n"), "`||`"),
+    ("src1_test.txt", "name : A||It is A .\n\nname : B||It is B .\n", "`||`"),
     ("x.txt", "a pub\tthe pub\n\na bar\n\nan inn\n", "tabs"),
-    ("x.csv", "table,text\nname : A,It is A .\n", "0 columns of sources and 0 of texts"),
+    ("x.csv", "table,text\nname : A,It is A .\n", "line 1: 0 columns of sources and 0 of texts"),
     ("x.csv", "mr,ref,ref 2\nname[A],It is A .,A it is .\n", "1 columns of sources and 2 of"),
     ("x.csv", 'mr,ref\nname[A],It is A .\nname[A]," "\n', "line 3: an empty reference"),
 ])
@@ -446,7 +381,9 @@ def test_importing_and_scoring_need_the_standard_library_alone():
 
 
 def test_table_has_a_row_for_each_file_and_says_what_was_computed(small):
-    lines = run("ref.txt", "good.txt", "bad.txt", cwd=small).stdout.splitlines()
+    with mock.patch.object(main, "Scorer", wraps=metrics.Scorer) as scorer:
+        lines = run("ref.txt", "good.txt", "bad.txt", cwd=small).stdout.splitlines()
+    assert scorer.call_count == 1  # the references are prepared once
     assert lines[0].split() == ["BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr"]
     cells = lines[1].split()
     assert cells[:2] == ["good.txt", "100.00"] and cells[4] == "100.00" and float(cells[5]) > 7
@@ -454,12 +391,6 @@ def test_table_has_a_row_for_each_file_and_says_what_was_computed(small):
     digest = hashlib.sha256((small / "ref.txt").read_bytes()).hexdigest()[:16]
     assert lines[6] == f"2 references in 2 groups: ref.txt, SHA-256 {digest}."
     assert lines[7:] == ([metrics.meteor.HOW_TO_GET] if cells[3] == "-" else [])
-
-
-def test_references_are_prepared_once_for_several_files(small):
-    with mock.patch.object(main, "Scorer", wraps=metrics.Scorer) as scorer:
-        run("ref.txt", "good.txt", "bad.txt", cwd=small)
-    assert scorer.call_count == 1
 
 
 def test_tables_of_other_rows_are_said_to_be_not_comparable_and_of_another_order_are(tmp_path):
@@ -523,7 +454,6 @@ def test_where_the_official_script_divides_by_zero_is_said_once(small):
         (["-l", "s.tsv", "--json"], "-l and --json or --segments: "),
         (["-l", "s.tsv", "--segments", "t.tsv"], "-l and --json or --segments: "),
         (["-l", "nowhere/s.tsv"], "-l nowhere/s.tsv: "),
-        (["--segments", "nowhere/s.tsv"], "--segments nowhere/s.tsv: "),
         (["-l", "."], "-l .: "),
         (["-l", "ref.txt"], "-l ref.txt: "),
         (["--segments", "./good.txt"], "--segments ./good.txt: "),
@@ -571,7 +501,6 @@ R, O = ("r.txt", "a\n"), ("o.txt", "a\n")  # files that are right
     "references, outputs, where, what",
     [
         (R, ("o.txt", None), "o.txt: ", "No such file"),
-        (R, (".", None), ".: ", "Is a directory"),
         (("r.txt", "a\n\nb\n"), ("o.txt", "a\nb\nc\n"), "o.txt: ", "3 outputs for the 2 groups"),
         (R, ("o.txt", ""), "o.txt: ", "empty"),
         (R, ("o.txt", b"a\nb\n\x85\xff"), "o.txt, line 3: ", "UTF-8"),
@@ -579,7 +508,6 @@ R, O = ("r.txt", "a\n"), ("o.txt", "a\n")  # files that are right
         (R, ("o.tsv", f"{TABLE}\ny\t\n"), "o.tsv, line 4: ", "1 cells below a header of 2"),
         (R, ("o.tsv", f'{TABLE}x\t"a\nb"\n\ny\n'), "o.tsv, line 6: ", "1 cells below a header"),
         (("r.csv", "mr,ref\nz,a\n"), ("o.tsv", TABLE), "o.tsv, line 2: ", "no reference in r.csv"),
-        (R, ("o.tsv", "x\ta\ny\tb\n"), "o.tsv, line 1: ", "0 columns of sources and 0 of texts"),
         (R, ("o.tsv", "mr\toutput\n"), "o.tsv: ", "no rows"),
         (R, ("o.tsv", f'mr\toutput\nx\t"{"a" * 200_000}"\n'), "o.tsv, line 2: ", "quote"),
     ],
