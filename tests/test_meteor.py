@@ -3,17 +3,14 @@
 import doctest
 import gzip
 import json
-import random
 import shutil
-import threading
 import zipfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import run_here
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_download import server  # noqa: F401
 
 import metrics
 from metrics import __main__ as command
@@ -188,8 +185,7 @@ def test_the_corpus_score_is_that_of_the_sums(small):
 
 
 @pytest.mark.parametrize(
-    "word, java", [("", 0), ("a", 97), ("Aa", 2112), ("BB", 2112), ("hello", 99162322),
-                   ("restaurants", 888085718), ("é", 233), ("😀", 1772899)]
+    "word, java", [("Aa", 2112), ("BB", 2112), ("restaurants", 888085718), ("😀", 1772899)]
 )
 def test_words_have_javas_hash(word, java):
     """As Java's String.hashCode gives it, without its sign."""
@@ -220,7 +216,7 @@ def test_synonyms_with_the_same_hash_are_matched_as_equal_words_only(small):
         ("was", {"5"}),  # an exception
         ("children", {"6"}),
         ("dining", {"7"}), ("eating", {"7"}),
-        ("kidss", set()), ("ea", set()), ("", set()), ("s", set()),
+        ("kidss", set()), ("s", set()),
     ],
 )
 def test_synsets_of_inflected_words(word, relatives, small):
@@ -309,7 +305,6 @@ WORDS = (
 ).split()
 sentences = st.lists(st.sampled_from(WORDS), max_size=12).map(tuple)
 repetitive = st.lists(st.sampled_from(["the", "a", "pub", "bar", "is"]), max_size=9).map(tuple)
-groups = st.lists(sentences | repetitive, min_size=1, max_size=4)
 
 
 def searched(output, reference, folder):
@@ -365,21 +360,6 @@ def without_cache(small, monkeypatch):
 
 
 @settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(groups, sentences), min_size=1, max_size=4),
-       st.randoms(use_true_random=False))
-def test_the_order_of_segments_and_of_references_does_not_matter(without_cache, corpus, draw):
-    corpus = [([" ".join(tokens) for tokens in group], " ".join(output))
-              for group, output in corpus]
-    total, _ = scores(*zip(*corpus), without_cache)
-    assert 0 <= total <= 1
-    shuffled = [(group, output) for group, output in draw.sample(corpus, len(corpus))]
-    assert scores(*zip(*shuffled), without_cache)[0] == total  # sums of integers
-    shuffled = [draw.sample(group, len(group)) for group, _ in corpus]
-    outputs = [output for _, output in corpus]
-    assert scores(shuffled, outputs, without_cache)[1] == scores(*zip(*corpus), without_cache)[1]
-
-
-@settings(patient, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(odd_texts, min_size=1), odd_texts)
 def test_odd_texts_have_scores(without_cache, references, output):
     total, (segment,) = scores([references], [output], without_cache)
@@ -388,26 +368,11 @@ def test_odd_texts_have_scores(without_cache, references, output):
     assert total == segment == pytest.approx(1.0 if normalize(output) else 0.0)
 
 
-@pytest.mark.parametrize("text", ["😀", " ".join(map(str, range(2_000))), "the " * 2_000])
-def test_an_output_equal_to_a_reference_has_the_score_1(text, without_cache):
-    assert scores([["a", text]], [text], without_cache) == (1.0, [1.0])
-
-
-def test_a_thousand_words(without_cache):
-    words = [f"word{number}" for number in range(900)] + random.Random(0).choices(WORDS, k=100)
-    random.Random(1).shuffle(words)
-    total, (segment,) = scores([["pub", " ".join(words[::-1])]], [" ".join(words)], without_cache)
-    assert total == segment and 0 < segment < 1
-
-
 def test_too_many_equal_words_are_refused_before_they_take_all_memory(without_cache):
+    same = "the " * 3_000
+    assert scores([["a", same]], [same], without_cache) == (1.0, [1.0])  # needs no search
     with pytest.raises(InputError, match="3,000 words with a reference of 2,999: .* 'the the the"):
-        scores([["the " * 2_999]], ["the " * 3_000], without_cache)
-
-
-def test_empty_outputs_and_references(without_cache):
-    references = [["", "pub"], [""], [""]]
-    assert scores(references, ["", "pub", ""], without_cache) == (0.0, [0.0, 0.0, 0.0])
+        scores([["the " * 2_999]], [same], without_cache)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -423,11 +388,8 @@ def test_without_data_there_is_no_score(small):
 def test_data_are_found_where_the_user_says_and_where_they_are_installed(
     small, tmp_path, monkeypatch
 ):
-    expected = scores([["a cheap pub"]], ["low cost pub"], small)
     monkeypatch.setenv("METEOR_DATA", str(small))
-    assert scores([["a cheap pub"]], ["low cost pub"], meteor_data.find()) == expected
-    monkeypatch.delenv("METEOR_DATA")
-
+    assert meteor_data.find() == small
     monkeypatch.undo()
     monkeypatch.setattr(meteor_data, "KNOWN", known_files(small))
     monkeypatch.setattr(meteor_data, "OWN_FOLDER", tmp_path / "own")
@@ -436,46 +398,29 @@ def test_data_are_found_where_the_user_says_and_where_they_are_installed(
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path / "site")
     assert meteor_data.find() == package / "meteor"
-    assert scores([["a cheap pub"]], ["low cost pub"], meteor_data.find()) == expected
-
-
-def test_a_folder_without_the_data_is_an_error(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("METEOR_DATA", str(tmp_path))
-    with pytest.raises(InputError, match="does not hold METEOR's data"):
-        meteor_data.find()
 
 
 @pytest.mark.parametrize("name", [meteor_data.JAR, meteor_data.TABLE])
-@pytest.mark.parametrize("cut", [True, False])
-def test_damaged_data_are_an_error(name, cut, small, tmp_path):
+def test_damaged_data_are_an_error(name, small, tmp_path):
     folder = tmp_path / "damaged"
     shutil.copytree(small, folder)
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content[:-1] if cut else content)
+    (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name} is not the file of METEOR 1.5"):
         scores([["a pub"]], ["a pub"], folder)
 
 
-def test_download(small, tmp_path, monkeypatch, capsys):
+def test_download(small, server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "KNOWN", meteor_data.KNOWN)
     monkeypatch.setattr(download, "OWN_FOLDER", meteor_data.OWN_FOLDER)
-    monkeypatch.setattr("sys.argv", ["metrics.download"])
-    served = tmp_path / "served"
-    shutil.copytree(small, served)
-    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(served))) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        monkeypatch.setattr(download, "URL", f"http://127.0.0.1:{server.server_port}")
-        try:
-            (served / meteor_data.TABLE).write_bytes(b"something else")
-            with pytest.raises(InputError, match="not the known file"):
-                download.main()
-            assert meteor_data.find() is None
-            shutil.copy(small / meteor_data.TABLE, served / meteor_data.TABLE)
-            download.main()
-        finally:
-            server.shutdown()
+    monkeypatch.setattr(download, "URL", server.url)
+    shutil.copytree(small, server.files, dirs_exist_ok=True)
+    (server.files / meteor_data.TABLE).write_bytes(b"something else")
+    assert "not the known file" in run_here(download.main).error
+    assert meteor_data.find() is None
+    shutil.copy(small / meteor_data.TABLE, server.files / meteor_data.TABLE)
+    assert run_here(download.main).error is None
     assert meteor_data.find() == tmp_path / "own"
     downloaded = scores([["a cheap pub"]], ["low cost pub"], meteor_data.find())
     assert downloaded == scores([["a cheap pub"]], ["low cost pub"], small)
@@ -486,11 +431,7 @@ def test_download(small, tmp_path, monkeypatch, capsys):
 # --------------------------------------------------------------------------------------------------
 
 PHRASES = meteor_data.phrases([("a", "cheap", "pub"), ("the", "pub", "is", "good")])
-KEPT = [
-    ("cheap", "low cost"), ("low cost", "cheap"), ("pub", "bar"), ("is a pub", "the pub is"),
-    ("the pub is", "is a pub"), ("the", "a"), ("a", "the"), ("bar", "pub"), ("low", "cheap"),
-    ("is", "pub is a"),
-]
+KEPT = [entry for entry in ENTRIES if entry[0] not in ("not cheap", "kid friendly", "unseen")]
 
 
 @pytest.fixture
@@ -508,16 +449,11 @@ def test_entries_that_touch_a_reference_are_kept_in_their_order_and_cached(small
     assert len(list(meteor_data.OWN_FOLDER.iterdir())) == 2
 
 
-def flip(content):
-    return content[:30] + bytes([content[30] ^ 1]) + content[31:]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [lambda content: content[:-9], flip, gzip.decompress,
-     lambda content: gzip.compress(b"of other references\nA\ncheap\nlow cost")],
-    ids=["cut", "flipped", "not compressed", "of others"],
-)
+@pytest.mark.parametrize("damage", [
+    lambda content: content[:-9],
+    lambda content: content[:30] + bytes([content[30] ^ 1]) + content[31:],
+    lambda content: gzip.compress(b"of other references\nA\ncheap\nlow cost"),
+])
 def test_a_broken_cache_is_made_again(damage, small, scans):
     meteor_data.paraphrases(small, PHRASES)
     (cache,) = meteor_data.OWN_FOLDER.iterdir()
