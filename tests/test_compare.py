@@ -3,6 +3,8 @@
 import json
 import re
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from conftest import run_here
@@ -10,17 +12,14 @@ from conftest import run_here
 import compare
 from support import drawing
 from support.files import InputError, sha256
+from support.settings import Settings
 
 
 def write_run(folder, bleu, **settings):
     """The files of a finished run that `compare` reads."""
     folder.mkdir(parents=True)
-    defaults = {"mode": "prefix", "model": "tiny", "data": "e2e", "prefix_length": 5,
-                "prefix_form": "network", "lr": 1e-3, "epochs": 5, "batch_size": 10,
-                "warmup_steps": 0, "max_examples": None, "keep": "last", "prefix_hidden": None,
-                "prefix_words": None, "clip": 1.0, "max_steps": None, "dtype": "float32",
-                "num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 100,
-                "seed": len(list(folder.parent.iterdir()))}
+    defaults = asdict(Settings(mode="prefix", model="tiny", lr=1e-3,
+                               seed=len(list(folder.parent.iterdir()))))
     scores = {"BLEU": bleu, "NIST": 8.0, "METEOR": None, "ROUGE_L": 0.7, "CIDEr": 2.0}
     costs = {"trained": 1000, "kept": 10, "seconds_per_step": bleu, "tokens_per_second": 100.0,
              "peak_memory": 2**30}
@@ -31,26 +30,30 @@ def write_run(folder, bleu, **settings):
     return folder
 
 
+def change_scores(folder, **changes):
+    """Writes the scores.json of a run anew, with such values."""
+    scores = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps(scores | changes))
+
+
 def describe_again(folder, settings=None, decoder={}, **signature):
     """Makes of a run's folder one as describe.py --out writes it: scores without run.json."""
     (folder / "run.json").unlink(missing_ok=True)
-    scores = json.loads((folder / "scores.json").read_text())
-    scores["signature"] = {"mode": "prefix", "model": "tiny", "data": "sample", "seed": None,
-                           "settings": settings or {}, "decoder": decoder, "test_sha256": "a",
-                           **signature}
-    (folder / "scores.json").write_text(json.dumps(scores))
+    change_scores(folder, signature={
+        "mode": "prefix", "model": "tiny", "data": "sample", "seed": None,
+        "settings": settings or {}, "decoder": decoder, "test_sha256": "a", **signature})
     return compare.read_run(folder)
 
 
-def write_runs(folder, changes, bleu=0.5):
+def write_runs(folder, changes):
     """The finished runs of such settings, read again."""
     first = len(list(folder.iterdir()))
-    return [compare.read_run(write_run(folder / str(number), bleu, **change))
+    return [compare.read_run(write_run(folder / str(number), **({"bleu": 0.5} | change)))
             for number, change in enumerate(changes, first)]
 
 
 def test_seeds_become_a_mean_and_a_spread(tmp_path):
-    runs = [compare.read_run(write_run(tmp_path / str(bleu), bleu)) for bleu in (0.60, 0.66, 0.63)]
+    runs = write_runs(tmp_path, [{"bleu": bleu} for bleu in (0.60, 0.66, 0.63)])
     mean, spread = compare.score_rows(compare.group_runs(runs))
     assert mean[0] == "prefix 5, tiny, e2e, mean of 3 seeds"
     assert spread[0].strip() == "highest - lowest"
@@ -60,9 +63,7 @@ def test_seeds_become_a_mean_and_a_spread(tmp_path):
 
 def test_a_run_on_a_system_that_does_not_tell_its_memory_is_compared_like_any_other(tmp_path):
     folder = write_run(tmp_path / "run", 0.6)
-    costs = json.loads((folder / "scores.json").read_text())
-    costs["costs"]["peak_memory"] = None
-    (folder / "scores.json").write_text(json.dumps(costs))
+    change_scores(folder, costs={"peak_memory": None})
     (folder / "log.jsonl").write_text('{"step": 1, "loss": 3.0, "peak_memory": null}\n')
     done = run_here(compare.main, folder, "--out", tmp_path)
     assert done.error is None and (tmp_path / "losses.png").exists()
@@ -147,9 +148,8 @@ def write_sentences(folder, tables, outputs, references):
              "references.txt": "\n\n".join(references) + "\n"}
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    scores = json.loads((folder / "scores.json").read_text())
-    signature = {"files": {name: sha256(folder / name) for name in files}}
-    (folder / "scores.json").write_text(json.dumps(scores | {"signature": signature}))
+    sums = {name: sha256(folder / name) for name in (*files, "log.jsonl")}
+    change_scores(folder, signature={"files": sums})
 
 
 def test_each_run_and_a_person_are_shown_on_the_same_tables_spread_over_the_test_set(tmp_path):
@@ -188,16 +188,9 @@ def test_a_folder_of_runs_stands_for_its_runs(tmp_path):
 def test_files_that_scores_json_was_not_made_with_are_refused(tmp_path, name):
     folder = write_run(tmp_path / "run", 0.5)
     write_sentences(folder, "AB", "ab", "12")
-    scores = json.loads((folder / "scores.json").read_text())
-    scores["signature"]["files"]["log.jsonl"] = sha256(folder / "log.jsonl")
-    (folder / "scores.json").write_text(json.dumps(scores))
     assert run_here(compare.main, folder, "--tables", 2, "--out", tmp_path).error is None
-    content = (folder / name).read_bytes()
-    for damaged in (content[:-2], content.replace(b"1", b"2"), None):
-        if damaged is None:
-            (folder / name).unlink()
-        else:
-            (folder / name).write_bytes(damaged + b"x")
+    for damage in (lambda path: path.write_bytes(path.read_bytes() + b"x"), Path.unlink):
+        damage(folder / name)
         assert f"{folder / name} is not what {folder / 'scores.json'} was made with" in run_here(
             compare.main, folder, "--tables", 2, "--out", tmp_path).error
 
@@ -220,9 +213,8 @@ def figures(monkeypatch):
 def test_the_curve_has_a_line_for_each_setting_and_a_point_for_each_length(tmp_path, figures):
     kinds = [(0.6, 10, "network"), (0.5, 1, "network"), (0.61, 10, "network"),
              (0.68, 10, "network"), (0.7, 3, "direct")]
-    runs = [compare.read_run(write_run(tmp_path / str(number), bleu, prefix_length=length,
-                                       prefix_form=form))
-            for number, (bleu, length, form) in enumerate(kinds)]
+    runs = write_runs(tmp_path, [{"bleu": bleu, "prefix_length": length, "prefix_form": form}
+                                 for bleu, length, form in kinds])
     compare.draw_curve(compare.group_runs(runs), tmp_path / "curve.png")
     (axes,) = figures
     drawn = {bars.get_label(): (*map(list, bars.lines[0].get_data()),
@@ -248,10 +240,8 @@ def test_of_each_runs_losses_those_of_training_are_a_line_and_those_of_validatio
 
 def test_a_size_that_is_no_number_is_told_and_one_of_0_is_shown(tmp_path):
     folders = [write_run(tmp_path / name, 0.5) for name in "ab"]
-    scores = json.loads((folders[0] / "scores.json").read_text())
     for value, message in (("many", "scores.json is damaged"), (0, None)):
-        scores["costs"] |= {"trained": value, "seconds_per_step": value}
-        (folders[0] / "scores.json").write_text(json.dumps(scores))
+        change_scores(folders[0], costs={"trained": value, "seconds_per_step": value})
         error = run_here(compare.main, *folders, "--out", tmp_path).error
         assert message in error if message else error is None
 
@@ -262,6 +252,5 @@ def test_a_setting_that_no_run_has_is_refused(tmp_path):
 
 
 def test_a_dollar_in_a_name_is_a_dollar(tmp_path, figures):
-    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
-    drawing.draw_losses({"a$_$": [log]}, tmp_path / "losses.png")
+    drawing.draw_losses({"a$_$": [[{"step": 1, "loss": 2.0}]]}, tmp_path / "losses.png")
     assert figures[0].get_legend().get_texts()[0].get_text() == r"a\$_\$"

@@ -42,8 +42,8 @@ def test_the_results_are_those_of_the_commands_of_today(part, monkeypatch):
         for name, value in told.get("settings", {}).items():
             option = f"--{name.replace('_', '-')}"
             if option in words:
-                assert str(value) == words[words.index(option) + 1] or float(value) == float(
-                    words[words.index(option) + 1]), (told["command"], name)
+                asked = type(value)(words[words.index(option) + 1])
+                assert asked == value, (told["command"], name)
 
 
 @pytest.mark.parametrize("part", make.PARTS)
@@ -108,7 +108,6 @@ def few_examples(tmp_path, small_data, monkeypatch):
     ({}, None, [0.03, 0.1, 0.3]),
     ({0.03: 2, 0.1: 1, 0.3: 2}, 0.1, [0.03, 0.1, 0.3]),
     ({0.03: 1, 0.1: 2, 0.3: 3}, None, [0.03, 0.1, 0.3, 0.01]),
-    ({0.03: 1, 0.1: 2, 0.3: 3, 0.01: 0.5}, 0.01, [0.03, 0.1, 0.3, 0.01]),
     ({0.03: 3, 0.1: 2, 0.3: 1, 1.0: 5}, 0.3, [0.03, 0.1, 0.3, 1.0]),
 ])
 def test_a_best_rate_at_the_edge_gets_one_beyond_and_the_best_gets_all_seeds(losses, best, tried,
@@ -173,15 +172,14 @@ def test_bases_that_are_missing_are_made_of_tinys_vocabulary(tmp_path, monkeypat
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_experiment(tmp_path, monkeypatch, few_examples):
-    """An experiment of two runs of a few steps, in a folder of its own, run in this process."""
+def test_it_runs_what_is_not_finished_and_gathers_what_the_runs_tell(tmp_path, monkeypatch,
+                                                                     few_examples):
     small = dataclasses.replace(load_config("tiny"), n_embd=8, n_head=2, n_layer=2)
     save_model(GPT2(small), tmp_path / "small", "tiny")
     command = (f"train.py --mode prefix --model {tmp_path / 'small'} --data {few_examples} "
                "--max-steps 3 --num-beams 1 --max-new-tokens 3 --device cpu")
-    runs = [make.Run("e2e", "a/prefix", command),
-            make.Run("e2e", "short", f"{command} --prefix-length 3")]
+    runs = prefix, short = [make.Run("e2e", "a/prefix", command),
+                            make.Run("e2e", "short", f"{command} --prefix-length 3")]
     monkeypatch.setattr(make, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(make, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(make, "PARTS", {"e2e": lambda: runs})
@@ -195,11 +193,6 @@ def small_experiment(tmp_path, monkeypatch, few_examples):
         return SimpleNamespace(returncode=done.error)
 
     monkeypatch.setattr(make.subprocess, "run", run)
-    return runs, called
-
-
-def test_it_runs_what_is_not_finished_and_gathers_what_the_runs_tell(small_experiment, tmp_path):
-    (prefix, short), called = small_experiment
     (prefix.folder / "outputs.txt").mkdir(parents=True)  # of one that was stopped
     prefix.log.write_text(f"$ {prefix.command}\n")
     assert run_here(make.main, "e2e", "--jobs", 1).error is None
@@ -412,8 +405,7 @@ EMPTY = "A\n<!-- results: {} -->\nold\n<!-- end -->\nB\n"
     ("decoding", '"BLEU"', '"BLEUX"'), ("length", '"base"', '"bass"'), ("small", "{", "["),
     ("place", '"trained": 1234', '"trained": null'),
 ])
-def test_damaged_results_are_told_and_no_document_is_written(name, old, new, made_up_results,
-                                                             monkeypatch):
+def test_damaged_results_are_told_and_no_document_is_written(name, old, new, made_up_results):
     path = made_up_results / f"{name}.json"
     text = path.read_text()
     path.write_text(text.replace(old, new, 1))
@@ -423,7 +415,7 @@ def test_damaged_results_are_told_and_no_document_is_written(name, old, new, mad
 
 
 def test_a_place_in_a_document_is_filled_and_the_rest_stays(made_up_results, monkeypatch):
-    text = "A\n<!-- results: faults -->\nold\n<!-- end -->\nB\n"
+    text = EMPTY.format("faults")
     filled = tables.filled(text)
     assert filled == text.replace("old\n", tables.faults()) == tables.filled(filled)
     monkeypatch.setattr(tables, "ROOT", made_up_results)
@@ -534,7 +526,6 @@ def test_attention_is_added_up_as_hugging_face_weighs_it(seed, in_float64):
         expected += torch.stack([part.sum(-1) for part in parts], -1) / len(examples)
     shares = figures.attention_shares(model, past, examples)
     assert_close(shares, expected, 1e-6)
-    assert_close(shares.sum(-1), torch.ones_like(shares[..., 0]), 1e-6)
 
 
 @pytest.fixture
@@ -552,12 +543,11 @@ def test_the_tree_shows_every_run_of_tokens_and_marks_the_best_and_greedys(prefi
     figures.draw_tree("tree.png")
     texts = {color: "".join(text.get_text() for text in drawn[0].axes[0].texts
                             if text.get_color() == color) for color in ("C0", "C3")}
-    best = beam_search(model, [encode_table(tokenizer, figures.TREE_TABLE)], past, 3, 60,
-                       banned=banned_tokens(model, tokenizer))[0][0]
-    assert texts["C0"] == tokenizer.decode(best.tokens)  # it begins at the first fork
-    greedy = beam_search(model, [encode_table(tokenizer, figures.TREE_TABLE)], past, 1, 60,
-                         banned=banned_tokens(model, tokenizer))[0][0]
-    assert texts["C3"] and tokenizer.decode(greedy.tokens).startswith(texts["C3"])
+    best, greedy = (tokenizer.decode(beam_search(
+        model, [encode_table(tokenizer, figures.TREE_TABLE)], past, num_beams, 60,
+        banned=banned_tokens(model, tokenizer))[0][0].tokens) for num_beams in (3, 1))
+    assert texts["C0"] == best  # it begins at the first fork
+    assert texts["C3"] and greedy.startswith(texts["C3"])
     shown = drawn[0].axes[0].texts
     places = [text.get_position() for text in shown]
     assert len(set(places)) == len(places)  # no text on another
@@ -573,19 +563,14 @@ def test_attention_is_drawn_for_every_layer_and_head(prefixed, drawn):
 
 
 def test_what_is_left_of_each_score_is_drawn_for_each_edit(drawn, monkeypatch):
-    scores = figures.edit_scores()
-    for name in metrics.METRICS:  # none sees an untrue value as it sees a repetition
-        if scores["as it is"][name] is not None:
-            assert scores["a value swapped"][name] > 0.8 * scores["as it is"][name]
-            assert scores["said twice"][name] < scores["a value swapped"][name]
-    monkeypatch.setattr(figures, "edit_scores", lambda: dict(scores))
+    scores = {edit: dict.fromkeys(metrics.METRICS, 1 / n) | {"METEOR": None}
+              for n, edit in enumerate(figures.EDITS, 1)}
+    monkeypatch.setattr(figures, "edit_scores", lambda: scores)
     figures.draw_edits("edits.png")
     (axes,) = drawn[0].axes
-    edits = [label.get_text() for label in axes.get_yticklabels()]
-    assert edits == [name for name in figures.EDITS if name != "as it is"]
-    assert len(axes.texts) == len(edits) * len(axes.get_xticklabels())
-    shares = [int(text.get_text()[:-1]) for text in axes.texts]
-    assert all(share <= 100 for share in shares) and shares[-1] < 10  # CIDEr of what is said twice
+    assert [label.get_text() for label in axes.get_yticklabels()] == [*figures.EDITS][1:]
+    assert [text.get_text() for text in axes.texts] == [
+        share for share in ("50%", "33%", "25%", "20%", "17%") for _ in range(4)]
 
 
 def test_an_edit_does_to_a_sentence_what_its_name_says():
