@@ -563,6 +563,7 @@ def test_attention_is_drawn_for_every_layer_and_head(prefixed, drawn):
 
 
 def test_what_is_left_of_each_score_is_drawn_for_each_edit(drawn, monkeypatch):
+    monkeypatch.setattr(metrics.meteor_data, "find", lambda: None)  # its table takes seconds
     scores = figures.edit_scores()
     whole = scores["as it is"]
     kept = {edit: [score / whole[name] for name, score in of_edit.items() if whole[name]]
