@@ -20,7 +20,7 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 import metrics
 from metrics import __main__ as main
-from metrics import mteval
+from metrics import mteval, porter2
 from support.files import InputError
 
 # On a busy machine a slow example is no failure.
@@ -467,23 +467,18 @@ def test_an_option_that_cannot_be_followed_is_refused_before_a_file_is_read(opti
     assert result.stdout == "" and result.stderr.count("\n") == 1
 
 
-def test_segments_go_to_a_pipe_without_replacing_it(small):
-    os.mkfifo(small / "pipe")
-    read = os.open(small / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    assert run("-l", "pipe", "ref.txt", "good.txt", cwd=small).error is None
-    assert os.read(read, 99).startswith(b"src\tsys_out\tBLEU") and (small / "pipe").is_fifo()
-    os.close(read)
-
-
-def test_what_was_read_is_what_is_signed(small):
-    """A pipe can be read only once."""
+def test_a_pipe_is_read_once_and_segments_go_to_one_without_replacing_it(small):
     text = (small / "ref.txt").read_bytes()
     read, to = os.pipe()
     os.write(to, text)
     os.close(to)
-    result = run(f"/dev/fd/{read}", "good.txt", cwd=small)
-    os.close(read)
+    os.mkfifo(small / "pipe")
+    segments = os.open(small / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    result = run(f"/dev/fd/{read}", "good.txt", "--segments", "pipe", cwd=small)
     assert f"SHA-256 {hashlib.sha256(text).hexdigest()[:16]}." in result.stdout
+    assert os.read(segments, 99).startswith(b"src\tsys_out\tBLEU") and (small / "pipe").is_fifo()
+    os.close(read)
+    os.close(segments)
 
 
 def test_it_runs_from_any_folder(small):
@@ -532,7 +527,8 @@ def test_a_mistake_in_the_last_file_shows_before_any_score(small):
 # --- Documentation
 
 
-@pytest.mark.parametrize("module", [metrics, mteval])
+@pytest.mark.parametrize("module", [
+    metrics, mteval, metrics.meteor, metrics.meteor_data, porter2])
 def test_worked_examples_hold(module):
     result = doctest.testmod(module)
     assert result.failed == 0 and result.attempted > 0

@@ -302,9 +302,9 @@ def test_faults_are_counted_by_the_rules_for_slots():
 # --------------------------------------------------------------------------------------------------
 
 
-def made_up(mode, seed, bleu, loss):
+def made_up(mode, seed, bleu, loss, lr=0.1):
     scores = {"BLEU": bleu, "NIST": 8.5, "METEOR": 0.4, "ROUGE_L": 0.6, "CIDEr": 2.0}
-    return {"command": "train.py", "settings": {"mode": mode, "seed": seed, "lr": 0.1},
+    return {"command": "train.py", "settings": {"mode": mode, "seed": seed, "lr": lr},
             "scores": scores, "trained": 1234, "kept": 12,
             "minutes": 60.0 + seed, "validation": [[5, 3.0], [10, loss]],
             "training": [[5, 3.5], [10, loss]],
@@ -332,8 +332,7 @@ def made_up_results(monkeypatch, tmp_path):
     place = {f"{name}-0.1-seed-{seed}": made_up(name, seed, 0.4 + seed / 100, 1)
              for name in ("prefix", "finetune", "c_attn", "c_fc") for seed in (0, 1, 2)}
     for name in ("prefix", "c_fc"):
-        place[f"{name}-0.3-seed-0"] = made_up(name, 0, 0.9, 3)
-        place[f"{name}-0.3-seed-0"]["settings"]["lr"] = 0.3
+        place[f"{name}-0.3-seed-0"] = made_up(name, 0, 0.9, 3, lr=0.3)
     size = {f"{base}/{name}": told for base in tables.BASES
             for name, told in (place | {"base": e2e["base"]}).items()}
     parts = {"e2e": e2e, "length": length, "longer": longer, "small": small, "place": place,
