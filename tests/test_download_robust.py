@@ -5,18 +5,15 @@ import hashlib
 import os
 import random
 import re
+import signal
 import socket
 import struct
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import start_warm
 from support import bases
 from support import downloads as download_module
 from support.downloads import download
@@ -74,8 +71,6 @@ class Server:
                 if not received:
                     return
                 request += received
-                if not request.startswith(b"G"):  # TLS, which this server does not speak
-                    break
             found = re.search(rb"(?i)\r\nRange: bytes=(\d+)-\r\n", request)
             self.asked.append(int(found[1]) if found else None)
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -92,14 +87,14 @@ def message(status, body=b"", **headers):
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
 
 
-def good(content=CONTENT, cut=None, end=None, **headers):
+def good(content=CONTENT, cut=None, end=None):
     """What a server does that is as it should be; but `cut` bytes of its answer alone may come."""
 
     def answer(start):
         size = len(content)
         if start >= size:
             return message("416 Range Not Satisfiable", Content_Range=f"bytes */{size}"), end
-        its_headers = {"Content_Length": size - start} | headers
+        its_headers = {"Content_Length": size - start}
         if start:
             its_headers["Content_Range"] = f"bytes {start}-{size - 1}/{size}"
         sent = message("206 Partial Content" if start else "200 OK", content[start:], **its_headers)
@@ -108,8 +103,8 @@ def good(content=CONTENT, cut=None, end=None, **headers):
     return answer
 
 
-def always(status, body=b"", end=None, **headers):
-    return lambda start: (message(status, body, **headers), end)
+def always(status, body=b"", **headers):
+    return lambda start: (message(status, body, **headers),)
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +112,7 @@ def quick(monkeypatch):
     """Pauses that nobody notices, and no proxy but the test's own."""
     for name, value in {"STALLED": 0.3, "PAUSE": 0.001}.items():
         monkeypatch.setattr(download_module, name, value)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("no_proxy", "*")
 
 
 @pytest.fixture
@@ -205,7 +198,7 @@ def test_a_range_that_ends_before_the_file_does_is_followed_by_the_next(path):
     assert path.read_bytes() == SMALL and server.asked == [None, *range(2, 52, 7)]
 
 
-@pytest.mark.parametrize("length", [1, 51, 53, 10**9, -3, "nonsense", ""])
+@pytest.mark.parametrize("length", [1, 51, 53, -3, "nonsense"])
 def test_a_length_that_is_not_the_files_never_lets_another_file_pass(path, length):
     for known in ((sha256(SMALL), len(SMALL)), (None, len(SMALL))):
         with Server(always("200 OK", SMALL, Content_Length=length), good(SMALL)) as server:
@@ -284,14 +277,9 @@ def test_the_sizes_of_openais_weights_are_those_of_float32s_in_published_shapes(
 
 REFUSED = {
     "not found": always("404 Not Found"),
-    "proxy": always("407 Proxy Authentication Required", Proxy_Authenticate='Basic realm="x"'),
     "no HTTP": lambda start: (b"SSH-2.0-OpenSSH_9.2\r\n",),
-    "long line": lambda start: (b"x" * 200_000,),
     "control characters": lambda start: (b"HTTP/1.1 \x1b[31m\x07 no\r\n\r\n",),
-    "many headers": lambda start: (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",),
     "loop": always("302 Found", Location="/file"),
-    "redirect to a file": always("302 Found", Location="file:///etc/passwd"),
-    "redirect without a place": always("302 Found"),
     "empty": always("204 No Content"),
     "silence": lambda start: (b"", STALL),
     "reset": lambda start: (b"", RESET),
@@ -309,29 +297,11 @@ def test_what_is_no_answer_is_one_sentence(path, kind):
     assert len(server.asked) <= 5 * download_module.TRIES  # a redirect is followed four times
 
 
-def test_a_redirect_is_followed_with_the_range(path):
-    path.parent.mkdir()
-    path.with_name("file.part").write_bytes(SMALL[:9])
-    with Server(always("302 Found", Location="/elsewhere"), good(SMALL)) as server:
-        download(server.url, path)
-    assert path.read_bytes() == SMALL and server.asked == [9, 9]
-
-
-@pytest.mark.parametrize("proxy", [
-    "http://proxy.invalid:port", "://", "http://[::1", "ü" * 70, "socks5://127.0.0.1:1",
-    "127.0.0.1:99999"])
+@pytest.mark.parametrize("proxy", ["http://proxy.invalid:port", "http://[::1", "ü" * 70])
 def test_a_proxy_that_is_nonsense_is_one_sentence(path, proxy, monkeypatch):
+    monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", proxy)
-    monkeypatch.setenv("https_proxy", proxy)
-    for protocol in ("http", "https"):
-        fails(f"{protocol}://127.0.0.1:1/file", path)
-
-
-def test_a_host_that_nobody_knows_and_a_server_without_tls_are_one_sentence(path):
-    fails("http://nobody.invalid/file", path)
-    with Server(good()) as server:
-        sentence = fails(server.url.replace("http", "https"), path)
-    assert "SSL" in sentence
+    fails("http://127.0.0.1:1/file", path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -339,47 +309,35 @@ def test_a_host_that_nobody_knows_and_a_server_without_tls_are_one_sentence(path
 # --------------------------------------------------------------------------------------------------
 
 CALL = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
+import resource, sys
 from support.files import run_command
 from support.downloads import download
-exec(sys.argv[4])
-run_command(lambda: download(sys.argv[2], sys.argv[3]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+run_command(lambda: download(sys.argv[1], sys.argv[2]))
 """
-posix = pytest.mark.skipif(os.name != "posix", reason="uses POSIX")
 
 
-def start(url, path, before=""):
-    """A process that downloads; before that it executes `before`."""
-    return subprocess.Popen([sys.executable, "-c", CALL, ROOT, url, path, before],
-                            stderr=subprocess.PIPE, encoding="utf-8")
+def start(url, path, room=1_000_000):
+    """A process that downloads onto a disk that takes files of so many bytes."""
+    return start_warm("-c", CALL, url, path, room)
 
 
-@posix
+def test_where_no_folder_can_be_is_one_sentence(path):
+    path.parent.write_text("a file")
+    with pytest.raises(InputError, match=f"^{path} cannot be written .* exists"):
+        download("http://127.0.0.1:1/file", path)
+
+
 def test_a_disk_that_takes_no_more_is_one_sentence_and_what_came_is_kept(path):
     with Server(good()) as server:
-        limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000))"
-        process = start(server.url, path, limit)
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == 1 and "Traceback" not in errors
-        last = errors.splitlines()[-1]
+        done = start(server.url, path, 100_000).wait()
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        last = done.stderr.splitlines()[-1]
         assert last.startswith(f"error: {path} cannot be written") and "too large" in last
         assert CONTENT.startswith(path.with_name("file.part").read_bytes())
         assert names(path.parent) == ["file.part"]
         download(server.url, path)
     assert path.read_bytes() == CONTENT and server.asked == [None, 100_000]
-
-
-@posix
-def test_a_folder_that_may_not_be_written_to_is_one_sentence_that_names_it():
-    with tempfile.TemporaryDirectory() as folder, Server(good()) as server:
-        os.chmod(folder, 0o555)
-        path = Path(folder) / "models" / "file"
-        process = start(server.url, path, "if os.geteuid() == 0: os.setuid(65534)")
-        _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1 and errors.count("\n") == 1, errors
-    assert errors.startswith(f"error: {path} cannot be written ([Errno 13] Permission")
-    assert server.asked == []
 
 
 def slowly(start):
@@ -390,11 +348,11 @@ def slowly(start):
 def test_of_several_processes_one_fetches_and_the_others_wait(path):
     with Server(slowly) as server:
         processes = [start(server.url, path) for _ in range(3)]
-        errors = [process.communicate(timeout=60)[1] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0, 0], errors
+        done = [process.wait() for process in processes]
+        assert [process.returncode for process in done] == [0, 0, 0], done
         assert len(server.asked) == 1
     assert path.read_bytes() == CONTENT and names(path.parent) == ["file"]
-    assert "being downloaded by another process" in "".join(errors)
+    assert "being downloaded by another process" in str(done)
 
 
 def test_where_the_process_that_fetches_is_killed_the_next_one_goes_on(path):
@@ -405,12 +363,9 @@ def test_where_the_process_that_fetches_is_killed_the_next_one_goes_on(path):
         part = path.with_name("file.part")
         while not (part.exists() and part.stat().st_size > 100_000) and time.monotonic() < deadline:
             time.sleep(0.01)
-        second = threading.Thread(target=download, args=(server.url, path))
-        second.start()
-        time.sleep(0.1)
-        first.kill()
-        first.communicate(timeout=30)
-        second.join(30)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        download(server.url, path)
     assert path.read_bytes() == CONTENT and names(path.parent) == ["file"]
     assert server.asked[0] is None and server.asked[1] > 100_000
 
@@ -426,7 +381,7 @@ def bad_day(draw, content):
     return draw.choice([
         good(content, cut), good(content, cut, RESET),
         lambda start: good(content, cut)(0),  # knows no ranges
-        always("503 Busy"), always("429 Wait"), always("404 Gone"),
+        always("503 Busy"),
         lambda start: (b"",), lambda start: (b"garbage\r\n",),
         always("200 OK", b"<html>", Content_Type="text/html"),
         always("416 No"), lambda start: good(content)(start + 1), REFUSED["loop"],
