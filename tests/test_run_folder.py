@@ -19,7 +19,7 @@ import compare
 import describe
 import gpt2
 import train
-from gpt2 import GPT2Config, load_both, load_tokenizer, save_model
+from gpt2 import GPT2Config, load_both, save_model
 from support import files as common
 from support import record
 from support.downloads import alone
@@ -32,26 +32,21 @@ PLACES = ("The Mill", "Blue Fox", "Old Oak", "Zizzi")
 QUICK = ("--num-beams", 1, "--max-new-tokens", 2, "--batch-size", 4, "--device", "cpu")
 
 
-def write_data(folder, kind="pub"):
-    """A data set of a few lines in the form of the src1 files."""
-    folder.mkdir(exist_ok=True)
-    for split in ("train", "valid", "test"):
-        lines = [f"name : {place} | Type : {kind}||{place} is a {kind} . " for place in PLACES]
-        write_text(folder / f"src1_{split}.txt", "\n".join(lines) + "\n")
-    return folder
-
-
 @pytest.fixture
 def data(tmp_path):
-    return write_data(tmp_path / "data")
+    """A data set of a few lines that may be altered."""
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid", "test"):
+        lines = [f"name : {place} | Type : pub||{place} is a pub . \n" for place in PLACES]
+        write_text(tmp_path / "data" / f"src1_{split}.txt", "".join(lines))
+    return tmp_path / "data"
 
 
 @pytest.fixture
 def base(small_vocabulary, tmp_path):
     """A small base that may be altered."""
     config = GPT2Config(n_vocab=300, n_ctx=256, n_embd=8, n_head=2, n_layer=1, eos_token=0)
-    model = random_model(config, seed=0, dtype=torch.float32)
-    save_model(model, tmp_path / "base", small_vocabulary)
+    save_model(random_model(config, 0, torch.float32), tmp_path / "base", small_vocabulary)
     return tmp_path / "base"
 
 
@@ -59,8 +54,8 @@ def base(small_vocabulary, tmp_path):
 def command(monkeypatch, tmp_path, data, base):
     """Runs train.py's main, as from the command line, on the small base and data set."""
 
-    def run(*arguments, mode="prefix", out="run", model=base):
-        given = ("train.py", "--mode", mode, "--model", model, "--data", data, "--epochs", 2,
+    def run(*arguments, out="run", model=base):
+        given = ("train.py", "--mode", "prefix", "--model", model, "--data", data, "--epochs", 2,
                  "--out", tmp_path / out, *QUICK, *arguments)
         monkeypatch.setattr(sys, "argv", list(map(str, given)))
         train.main()
@@ -78,23 +73,15 @@ def contents(folder):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["base", "data"])
-def test_neither_the_base_nor_the_data_can_be_the_runs_folder(command, base, data, what):
-    folder = {"base": base, "data": data}[what]
-    before = contents(folder)
-    for arguments in ((), ("--resume",)):
-        with pytest.raises(InputError, match="holds (other files already|no run)"):
-            command(*arguments, mode="finetune", out=folder.name)
-        assert contents(folder) == before
-
-
 @pytest.mark.parametrize("name", ["training.pt", "scores.json", "thesis.docx", ".hidden"])
 def test_a_folder_that_holds_anything_but_a_run_is_refused_by_name(command, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
-    with pytest.raises(InputError, match=f"holds other files already \\({name}\\)"):
-        command()
-    assert contents(tmp_path / "run") == {name: b"mine"}
+    for arguments, message in (((), rf"other files already \({name}\)"),
+                               (("--resume",), "no run")):
+        with pytest.raises(InputError, match=f"holds {message}"):
+            command(*arguments)
+        assert contents(tmp_path / "run") == {name: b"mine"}
 
 
 def test_what_a_start_left_that_was_killed_before_run_json_can_be_repeated(command, tmp_path):
@@ -122,20 +109,6 @@ def test_describing_cannot_overwrite_a_runs_scores_and_compare_takes_what_it_wri
     compare.compare_runs([tmp_path / "anew", folder], tmp_path)
     rows = capsys.readouterr().out.splitlines()
     assert sum(row.startswith("prefix") for row in rows) == 4  # two of scores, two of costs
-
-
-def test_of_two_processes_on_one_folder_one_runs_and_the_other_says_so(tmp_path, data, base):
-    arguments = ("train.py", "--mode", "prefix", "--model", base, "--data", data, "--out",
-                 tmp_path / "run", *QUICK)
-    both = [start_warm(*arguments, "--lr", lr) for lr in ("0.1", "0.01")]
-    both = [process.wait() for process in both]
-    errors = [process.stderr for process in both]
-    assert sorted(process.returncode for process in both) == [0, 1]
-    loser = 0 if both[0].returncode else 1
-    last = errors[loser].strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "written by another process" in last or "already holds a run" in last
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["lr"] == (0.01, 0.1)[loser]
 
 
 def test_a_folder_is_free_again_once_the_process_that_had_it_was_killed(tmp_path):
@@ -226,14 +199,6 @@ def test_fingerprints_are_those_of_weights_and_vocabulary_and_not_of_their_files
     path = base / "vocab.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=3))  # the same in another dress
     assert fingerprints(*load_both(base)) == before
-    with torch.no_grad():
-        model.h[0].mlp.c_fc.bias[7] += 1e-6
-    after = fingerprints(model, tokenizer)
-    assert after["model_sha256"] != before["model_sha256"]
-    assert after["vocabulary_sha256"] == before["vocabulary_sha256"]
-    swap_two_words(base)
-    assert fingerprints(model, load_tokenizer(base))["vocabulary_sha256"] != \
-        before["vocabulary_sha256"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -324,18 +289,6 @@ def test_a_disk_that_cannot_rename_or_flush(tmp_path, monkeypatch, name, number,
 def test_a_warm_up_as_long_as_the_run_is_said(command, capsys):
     command("--max-steps", 1, "--warmup-steps", 1)
     assert "the learning rate rises for 1 steps, and there are 1" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (("--num-beams", "3000"), "3000 beams are too many"),
-    (("--length-penalty", "nan"), "length penalty of nan"),
-    (("--length-penalty", "400", "--max-new-tokens", "100"), "length penalty of 400.0 is"),
-    (("--lr", "inf"), "--lr must be above 0 and finite"),
-])
-def test_what_would_fail_at_the_end_is_told_at_the_start(command, tmp_path, arguments, message):
-    with pytest.raises(InputError, match=message):
-        command(*arguments)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_the_start(command, tmp_path):
