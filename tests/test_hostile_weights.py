@@ -22,7 +22,7 @@ import gpt2
 from gpt2 import GPT2, GPT2Config, load_both, load_config, load_model, save_model
 from prefix import Prefix, load_prefix, save_prefix
 from support import bases
-from support.files import InputError, write_json
+from support.files import InputError, read_json, write_json
 from support.tf_checkpoint import MAGIC, read_tf_checkpoint
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -197,7 +197,7 @@ def change_tensors(folder, change):
 
 
 def change_values(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values))
+    write_json(path, read_json(path) | values)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def put(value):
     return lambda tensor: tensor.clone().index_fill_(-1, torch.tensor([3]), value)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bin", "adapter"])
+@pytest.mark.parametrize("form", ["safetensors", "adapter"])
 def test_what_is_no_finite_number_is_refused_by_file_and_tensor(folders, form):
     is_adapter = form == "adapter"
     name = "prompt_embeddings" if is_adapter else "transformer.h.1.mlp.c_fc.bias"
@@ -217,22 +217,13 @@ def test_what_is_no_finite_number_is_refused_by_file_and_tensor(folders, form):
     change_tensors(folders[form], sound.update)
     for change in (
         put(math.nan), put(math.inf), put(-math.inf), lambda tensor: tensor.double() + 1e300,
-        lambda tensor: tensor.int(), lambda tensor: tensor.byte(), lambda tensor: tensor > 0,
-        lambda tensor: tensor.to(torch.complex64), lambda tensor: tensor.to(torch.float8_e4m3fn),
+        torch.Tensor.int, torch.Tensor.bool, lambda tensor: tensor.to(torch.complex64),
     ):
         wrong = change(sound[name])
         path = change_tensors(folders[form], lambda tensors: tensors.update({name: wrong}))
         message = f"{re.escape(str(path))}: {name.removeprefix('transformer.')} "
         with pytest.raises(InputError, match=message):
             (load_prefix if is_adapter else load_model)(folders[form])
-
-
-def test_nan_in_openais_checkpoint_is_refused(folders):
-    variables = random_variables(SIZES)
-    variables["model/h0/attn/c_proj/b"][1] = math.nan
-    write_openai_folder(folders["tf"], SIZES, variables)
-    with pytest.raises(InputError, match=r"model\.ckpt.*h\.0\.attn\.c_proj\.bias holds what is no"):
-        load_model(folders["tf"])
 
 
 @pytest.mark.parametrize("form, load", [("safetensors", load_model), ("adapter", load_prefix)])
@@ -245,19 +236,15 @@ def test_a_flipped_bit_of_what_we_wrote_is_noticed(folders, form, load):
         load(folders[form])
 
 
-@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
-def test_a_compressed_bin_is_refused_and_not_read_as_it_lies(folders, kind):
-    before, path = load_model(folders["bin"]).state_dict(), folders["bin"] / "pytorch_model.bin"
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".new"), "w", kind) as new:
+def test_a_compressed_bin_is_refused_and_not_read_as_it_lies(folders):
+    path = folders["bin"] / "pytorch_model.bin"
+    before = path.rename(path.with_suffix(".old"))
+    with (zipfile.ZipFile(before) as old,
+          zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new):
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    path.with_suffix(".new").replace(path)
-    if kind != zipfile.ZIP_STORED:
-        with pytest.raises(InputError, match=r"pytorch_model\.bin .*it is compressed"):
-            load_model(folders["bin"])
-    else:
-        for name, tensor in load_model(folders["bin"]).state_dict().items():
-            assert torch.equal(tensor, before[name])
+    with pytest.raises(InputError, match=r"pytorch_model\.bin .*it is compressed"):
+        load_model(folders["bin"])
 
 
 @pytest.mark.parametrize("form, name", [("tf", "hparams"), ("safetensors", "config")])
@@ -288,17 +275,15 @@ def test_a_configuration_is_believed_only_if_the_weights_are_as_large(folders, f
         raise AssertionError("a model was built for sizes that are not there")
 
     monkeypatch.setattr(gpt2, "GPT2", build)
-    names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
     path = folders[form] / ("hparams.json" if form == "tf" else "config.json")
     sound = path.read_bytes()
     for claim in (
-        {"n_layer": 10**9}, {"n_layer": 100}, {"n_embd": 2 * 10**9}, {"n_embd": 10**40},
-        {"n_vocab": 10**9}, {"n_vocab": 10**100}, {"n_ctx": 10**15},
+        {"n_layer": 10**9}, {"n_layer": 100}, {"n_embd": 10**40},
+        {"n_vocab": 10**9, "vocab_size": 10**9}, {"n_ctx": 10**15, "n_positions": 10**15},
         {"n_embd": 1, "n_head": 1, "n_layer": 40},
     ):
         path.write_bytes(sound)
-        change_values(path, **{name if form == "tf" else names.get(name, name): size
-                               for name, size in claim.items()})
+        change_values(path, **claim)
         for load in (load_config, load_model):
             with pytest.raises(InputError,
                                match=f"{folders[form]}.* asks for more than .* can hold"):
@@ -354,11 +339,9 @@ def test_a_tensor_of_another_kind_or_of_few_numbers_repeated_is_refused(folders,
 # Anything else
 # --------------------------------------------------------------------------------------------------
 
-NUMBERS = [0, 1, -1, 2, 3, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63,
-           2**64 - 1, 2**64, 10**30, 0.5, math.nan, math.inf]
-WORDS = ["", "a", "a b", "<|endoftext|>", "\x1b[31m", "\ud800", "../x", "..",
-         "transformer.wte.weight", "lm_head.weight", "h.1.ln_1.bias", "h.999999999.ln_1.bias",
-         "F16", "I64", "BOOL", "BPE", "ByteLevel"]
+NUMBERS = [0, 1, -1, 2, 255, 2**16, 2**31, 2**53, 2**63, 2**64, 10**30, 0.5, math.nan, math.inf]
+WORDS = ["", "a b", "<|endoftext|>", "\x1b[31m", "\ud800", "../x", "transformer.wte.weight",
+         "lm_head.weight", "h.999999999.ln_1.bias", "F16", "I64", "BPE"]
 
 
 def flip(draw, content):
