@@ -148,7 +148,8 @@ class Written:
 def start(arguments, out, says, n=None, signal_number=signal.SIGKILL, after=LIMIT):
     """Forks a process that runs `train.py arguments --out out`, what it says into the file `says`.
 
-    It is killed after so many seconds, or at its n-th file operation. Its state is saved at every line of the log, which has a line every 2 steps. Returns its id.
+    It is killed after so many seconds, or at its n-th file operation. Its state is saved at every
+    line of the log, which has a line every 2 steps. Returns its id.
     """
     process = os.fork()
     if process:

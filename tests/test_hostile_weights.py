@@ -9,7 +9,6 @@ import struct
 import time
 import tracemalloc
 import zipfile
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
