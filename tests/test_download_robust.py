@@ -299,7 +299,7 @@ def test_what_is_no_answer_is_one_sentence(path, kind):
 
 @pytest.mark.parametrize("proxy", ["http://proxy.invalid:port", "http://[::1", "ü" * 70])
 def test_a_proxy_that_is_nonsense_is_one_sentence(path, proxy, monkeypatch):
-    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("http_proxy", proxy)
     fails("http://127.0.0.1:1/file", path)
 
