@@ -178,7 +178,7 @@ NO_EXAMPLES = {  # what stands in a line of JSON -> the message
     '[["table", "name : A"], ["text", "A."]]': "keys mr,ref were expected",
     '{"table": "name : A", "Text": "A."}': "keys mr,ref were expected",
     '{"table": "name : A", "text": "A.", "text": "B."}': "keys mr,ref were expected",
-    '{"table": "name : A", "text": "A.", "mr": "name[B]", "ref": "B."}': "keys mr,ref were expected",
+    '{"table": "name : A", "text": "A.", "mr": "x[B]", "ref": "B."}': "keys mr,ref were expected",
 }
 
 

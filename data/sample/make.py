@@ -27,8 +27,8 @@ NAMES = [f"The {first} {thing}" for first in FIRST for thing in THINGS]
 NAMES += [f"{first} {room}" for first in FIRST for room in ROOMS]
 TYPES = ("bistro, brasserie, canteen, diner, food truck, inn, tavern, tea room, "
          "wine bar").split(", ")
-FOODS = ("Ethiopian Georgian Greek Korean Lebanese Mexican Moroccan Peruvian Polish Portuguese Thai "
-         "Turkish Vietnamese vegan vegetarian").split()
+FOODS = ("Ethiopian Georgian Greek Korean Lebanese Mexican Moroccan Peruvian Polish Portuguese "
+         "Thai Turkish Vietnamese vegan vegetarian").split()
 AMOUNTS = ("under £ 10", "£ 10 - 15", "£ 15 - 25", "£ 25 - 40", "over £ 40")
 PRICE_WORDS = ("affordable", "cheap", "expensive")
 SCORES = ("2 out of 5", "3 out of 5", "4 out of 5")
