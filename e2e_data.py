@@ -69,10 +69,10 @@ def read_slot(slot):
     key, value = (str(part) if type(part) is int or type(part) is float and math.isfinite(part)
                   else part for part in slot)
     if not isinstance(key, str) or not key.strip():
-        raise InputError(f"a key of the table is {key!r}, but must be a text")
+        raise InputError(f"a key of the table is {repr(key)[:200]}, but must be a text")
     if not isinstance(value, str):
-        raise InputError(f"{key} of the table is {name_of_kind(value)}, but must be a text; write "
-                         "it as one, or leave the slot out")
+        raise InputError(f"{key[:60]} of the table is {name_of_kind(value)}, but must be a text; "
+                         "write it as one, or leave the slot out")
     return key, value
 
 
@@ -100,7 +100,7 @@ def join_slots(slots):
         key, value = map(single_blanks, slot)
         if "|" in tokenise_value(f"{key} {value}").split():  # E2E's form would be cut there
             raise InputError("a | that stands alone divides slots, and cannot be in one: "
-                             f"{key!r}, {value!r}")
+                             f"{key[:60]!r}, {value[:200]!r}")
         texts.append(f"{key} : {value}")
     return " | ".join(texts)
 
