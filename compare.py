@@ -76,8 +76,6 @@ def read_run(folder):
         numbers += [costs.get(name) for name in (*PARAMETERS, *COSTS)]
         if not all(value is None or is_number(value) for value in numbers):
             raise ValueError("a score, a cost or a length is no number")
-        if 0 in [costs.get(name) for name in COSTS]:
-            raise ValueError("a cost is 0")
     return FinishedRun(settings, scores, costs, log)
 
 
