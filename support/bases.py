@@ -8,7 +8,7 @@ import torch
 
 from support import hugging_face
 from support.downloads import download
-from support.files import (ROOT, InputError, blaming, check_file, read_json, refuse_file,
+from support.files import (ROOT, InputError, blaming, existing_file, read_json, refuse_file,
                            write_json)
 from support.tf_checkpoint import read_openai_weights
 
@@ -97,7 +97,7 @@ def read_config(source):
             raise InputError(f"{path} is not that of {source}: its {name} is {values[name]}; fetch "
                              "it again")
     if is_openai:
-        index, data = (check_file(folder / f"model.ckpt.{name}")
+        index, data = (existing_file(folder / f"model.ckpt.{name}")
                        for name in ("index", "data-00000-of-00001"))
         n_bytes, n_tensors = data.stat().st_size, index.stat().st_size // 16  # an entry has more
         where = f"{index} and {data.name}"

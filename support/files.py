@@ -271,7 +271,7 @@ def first_line(error):
 
 def read_json(path):
     """The object that a JSON file holds. Raises InputError."""
-    path = check_file(Path(path))
+    path = existing_file(Path(path))
     with blaming(path, "holds no JSON object that can be read"):
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
         if not isinstance(values, dict):
@@ -284,7 +284,7 @@ def refuse_constant(name):
     raise ValueError(f"{name} is no number")
 
 
-def check_file(path):
+def existing_file(path):
     """The path of a file that is there. Raises InputError where it only stands for another."""
     if not path.exists():
         raise InputError(f"{path} is missing")

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from support.files import (InputError, blaming, check_file, read_json, write_aside,
+from support.files import (InputError, blaming, existing_file, read_json, write_aside,
                            write_json)
 from support.tokenizer import vocabulary_files
 
@@ -57,13 +57,13 @@ def weight_files(folder):
         raise InputError(
             f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin")
     if path.suffix != ".json":
-        return [check_file(path)]
+        return [existing_file(path)]
     with blaming(path):
         shards = sorted(set(read_json(path)["weight_map"].values()))
         for name in shards:
             if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name):
                 raise ValueError(f"{name!r} is not the name of a file of the same folder")
-    return [check_file(folder / name) for name in shards]
+    return [existing_file(folder / name) for name in shards]
 
 
 def read_weights(folder):
@@ -81,13 +81,13 @@ def read_tensors(path):
     Raises InputError where it is damaged, or holds anything but named tensors.
     """
     if path.suffix == ".safetensors":
-        with blaming(check_file(path)), safetensors.safe_open(path, "pt") as file:
+        with blaming(existing_file(path)), safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}
             if "sha256" in metadata and metadata["sha256"] != sum_of(tensors):
                 raise ValueError("its numbers are not those that were written")
             return tensors, metadata
-    with blaming(check_file(path), "is damaged, or holds more than tensors; fetch it again"):
+    with blaming(existing_file(path), "is damaged, or holds more than tensors; fetch it again"):
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\3\4"  # before PyTorch 1.6 it was none
         # PyTorch maps a member as it lies in the file, and would take compressed bytes for numbers.

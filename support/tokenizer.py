@@ -8,7 +8,7 @@ import re
 
 import tiktoken
 
-from support.files import InputError, blaming, check_file, read_json
+from support.files import InputError, blaming, existing_file, read_json
 
 # Text is first cut into words, each with the blank before it; only inside them are bytes merged
 # (OpenAI's encoder.py).
@@ -74,7 +74,7 @@ def vocabulary_files(folder):
                            (("encoder.json", "vocab.bpe"), flags)):
         if all((folder / name).exists() for name in needed):
             paths = [folder / name for name in (*needed, *others)]
-            return [check_file(path) for path in paths if path.exists()]
+            return [existing_file(path) for path in paths if path.exists()]
     raise InputError(f"{folder} holds no tokenizer: neither vocab.json and merges.txt nor "
                      "tokenizer.json nor OpenAI's encoder.json and vocab.bpe")
 

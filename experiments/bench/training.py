@@ -34,7 +34,8 @@ class Ours:
     def __init__(self, model, prefix, n_steps):
         model.requires_grad_(prefix is None)
         self.model, self.prefix = model, prefix
-        self.optimizer, self.schedule = make_optimizer(prefix or model, LEARNING_RATE, n_steps)
+        trained = model if prefix is None else prefix
+        self.optimizer, self.schedule = make_optimizer(trained, LEARNING_RATE, n_steps)
 
     def step(self, batch, device):
         batch = make_batch(batch, device)
