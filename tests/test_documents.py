@@ -45,7 +45,8 @@ def agrees(said, printed, tolerance=TOLERANCE):
 def test_the_rule_for_what_is_printed():
     assert agrees("0.71, 2.4", "0.69, 2.43") and not agrees("0.71", "0.99")
     assert agrees("[1, 4] True", "[1, 4] True") and not agrees("61440", "61441")
-    assert not agrees("True", "False")
+    assert not agrees("True", "False") and not agrees("0.00", "0.03")
+    assert agrees("0.71", "9.9", float("inf")) and not agrees("7", "8", float("inf"))
 
 
 def run_blocks(name, folder, change=lambda block: block, tolerance=TOLERANCE):

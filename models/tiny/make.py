@@ -357,7 +357,7 @@ def row_loss(model, tokens, has_loss, first):
 
     first      int [B, 1]: the positions at which they begin
     """
-    device, T = model.wte.weight.device, tokens.shape[1] - 1
+    device, T = model.device, tokens.shape[1] - 1
     positions = first + torch.arange(T)  # [B, T]
     logits = model(tokens[:, :-1].to(device), positions=positions.to(device))  # [B, T, n_vocab]
     wanted = has_loss[:, 1:]  # [B, T]: after which tokens is loss
@@ -398,7 +398,7 @@ def train_step(model, rows, optimizer, lr, dtype):
     """One step of training; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with autocast(model.wte.weight.device, dtype):
+    with autocast(model.device, dtype):
         loss = row_loss(model, *rows)
     optimizer.zero_grad()
     loss.backward()
@@ -412,7 +412,7 @@ def train(number, model, source, tokenizer, dtype, path, state):
 
     What is needed to go on is kept in the file `path`.
     """
-    stage, device, n_ctx = STAGES[number], model.wte.weight.device, model.config.n_ctx
+    stage, device, n_ctx = STAGES[number], model.device, model.config.n_ctx
     batch_size = TOKENS_PER_STEP // stage.length
     held_out = write_rows(source, tokenizer, HELD_OUT, stage.length, "held out")
     optimizer = make_optimizer(model)
