@@ -1,7 +1,7 @@
 """The five scores of the E2E NLG challenge in Python, equal to the official ones to four decimals.
 
     mteval.py    BLEU and NIST
-    meteor.py    METEOR 1.5, with meteor_data.py and porter2.py; download.py fetches its data
+    meteor.py    METEOR 1.5, with meteor_data.py; download.py fetches its data
     rouge.py     ROUGE-L
     cider.py     CIDEr
     ptb.py       the tokenizer in front of the last three

@@ -20,7 +20,6 @@ from collections import defaultdict
 
 from metrics import meteor_data
 from metrics.meteor_data import Lexicon, ngrams
-from metrics.porter2 import stem
 from support.files import InputError
 
 HOW_TO_GET = ("METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them "
@@ -99,6 +98,21 @@ def key(word):
     for code in array("H", word.encode("utf-16"))[1:]:  # without the byte order mark
         total = (31 * total + code) & 0xFFFFFFFF
     return total
+
+
+@functools.cache
+def stem(word):
+    """The stem of a word in lower case; words with the same stem count as related.
+
+    It is Snowball's for English (Porter 2001) of before 2012, as in METEOR 1.5. Later releases know
+    more exceptions and prefixes, and so give other stems for a few words.
+
+    >>> [stem(word) for word in "restaurants rated rating family-friendliness is".split()]
+    ['restaur', 'rate', 'rate', 'family-friendli', 'is']
+    """
+    from snowballstemmer.english_stemmer import EnglishStemmer  # the other scores need no package
+
+    return EnglishStemmer().stemWord(word)
 
 
 # --- What could be matched

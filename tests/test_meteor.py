@@ -14,9 +14,9 @@ from test_download import server  # noqa: F401
 
 import metrics
 from metrics import __main__ as command
-from metrics import download, meteor_data, porter2, ptb
+from metrics import download, meteor_data, ptb
 from metrics import meteor as meteor_module
-from metrics.meteor import EXACT, Meteor, Output, Text, align, normalize, score
+from metrics.meteor import EXACT, Meteor, Output, Text, align, normalize, score, stem
 from metrics.meteor_data import KNOWN, Lexicon
 from support.files import InputError, sha256
 
@@ -142,7 +142,7 @@ def test_normalised_texts_and_stems_equal_the_official_ones(shared):
     stems = read_tsv(shared / "metrics" / "stems.tsv")
     assert (len(rows), len(stems)) == (3000, 25124)
     assert [text for text, theirs in rows if " ".join(normalize(text)) != theirs] == []
-    assert [word for word, theirs in stems if porter2.stem(word) != theirs] == []
+    assert [word for word, theirs in stems if stem(word) != theirs] == []
 
 
 # --------------------------------------------------------------------------------------------------

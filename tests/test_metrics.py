@@ -20,7 +20,7 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
 import metrics
 from metrics import __main__ as main
-from metrics import mteval, porter2
+from metrics import mteval
 from support.files import InputError
 
 # On a busy machine a slow example is no failure.
@@ -370,11 +370,12 @@ def test_importing_and_scoring_need_the_standard_library_alone():
         import sys
         class No:
             def find_spec(self, name, path=None, target=None):
-                if name in ("torch", "numpy", "safetensors", "filelock", "tqdm", "tiktoken"):
+                if name in ("torch", "numpy", "safetensors", "filelock", "tqdm", "tiktoken",
+                            "snowballstemmer"):
                     raise ModuleNotFoundError(name)
         sys.meta_path.insert(0, No())
         import metrics, metrics.__main__
-        metrics.meteor.prepare = lambda references: None  # which shows a bar
+        metrics.meteor.prepare = lambda references: None  # which needs some
         print(metrics.evaluate([["a pub"]], ["a pub"])["BLEU"])"""
     done = run_python("-c", code)
     assert done.stdout == "1.0\n", done.stderr
@@ -527,8 +528,7 @@ def test_a_mistake_in_the_last_file_shows_before_any_score(small):
 # --- Documentation
 
 
-@pytest.mark.parametrize("module", [
-    metrics, mteval, metrics.meteor, metrics.meteor_data, porter2])
+@pytest.mark.parametrize("module", [metrics, mteval, metrics.meteor, metrics.meteor_data])
 def test_worked_examples_hold(module):
     result = doctest.testmod(module)
     assert result.failed == 0 and result.attempted > 0
