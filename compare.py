@@ -20,8 +20,9 @@ from support.drawing import draw_curve, draw_losses
 from support.files import InputError, blaming, format_rows, read_json, run_command
 from support.run_folder import check_sum, read_settings
 
-PARAMETERS = {"trained": "parameters trained", "kept": "kept"}  # in scores.json, in the table
-COSTS = {  # the same of costs, and how they are shown
+COSTS = {  # in scores.json: what the table calls them, and how they are shown
+    "trained": ("parameters trained", "{:,.0f}".format),
+    "kept": ("kept", "{:,.0f}".format),
     "seconds_per_step": ("seconds a step", "{:.3f}".format),
     "tokens_per_second": ("tokens a second", "{:,.0f}".format),
     "peak_memory": ("GiB at the peak", lambda peak: f"{peak / 2**30:.2f}"),
@@ -73,7 +74,7 @@ def read_run(folder):
             settings |= signature["decoder"] | {name: signature[name] for name in
                                                 ("seed", "test_sha256")}
         numbers = [scores[name] for name in metrics.METRICS] + [settings.get("prefix_length")]
-        numbers += [costs.get(name) for name in (*PARAMETERS, *COSTS)]
+        numbers += [costs.get(name) for name in COSTS]
         if not all(value is None or is_number(value) for value in numbers):
             raise ValueError("a score, a cost or a length is no number")
     return FinishedRun(settings, scores, costs, log)
@@ -153,20 +154,6 @@ def score_rows(groups):
     return rows
 
 
-def format_scores(groups):
-    """A table of each group's scores, and of how many parameters it trains and keeps."""
-    sizes = [[*PARAMETERS.values()]]  # the cells after each line of the scores, first its head
-    for runs in groups.values():
-        costs = runs[0].costs
-        sizes.append([f"{costs[name]:,.0f}" if costs.get(name) else "-" for name in PARAMETERS])
-        if len(runs) > 1:
-            sizes.append([])  # after the spread
-    scores = metrics.format_table(score_rows(groups)).splitlines()
-    width = max(map(len, scores))
-    return "\n".join(f"{line:<{width}}" + "".join(f"{cell:>20}" for cell in cells)
-                     for line, cells in zip(scores, sizes))
-
-
 def format_costs(groups):
     """A table of the mean costs of each group."""
     rows = [("", [head for head, _ in COSTS.values()])]
@@ -215,7 +202,7 @@ def compare_runs(folders, out, n_tables=0):
     groups = group_runs(runs)
     if n_tables:
         print("\n" + format_sentences(folders, n_tables))
-    print("\n" + format_scores(groups))
+    print("\n" + metrics.format_table(score_rows(groups)))
     if len({run.settings.get("test_sha256") for run in runs}) > 1:
         print("Not comparable: these runs have described different test sets.")
     print("\n" + format_costs(groups))

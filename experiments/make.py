@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import metrics
-from compare import PARAMETERS, read_log, read_run, read_sentences
+from compare import read_log, read_run, read_sentences
 from e2e_data import read_split
 from experiments.slots import faults
 from gpt2 import GPT2Config
@@ -331,7 +331,7 @@ def gather(run):
                               for entry in log if "validation_loss" in entry]
     if finished:
         told["scores"] = {name: finished.scores[name] for name in metrics.METRICS}
-        told |= {name: finished.costs.get(name) for name in PARAMETERS}
+        told |= {name: finished.costs.get(name) for name in ("trained", "kept")}
     if run.part in ("e2e", "decoding", "best"):
         said = read_sentences(folder)
         told["faults"] = faults(said.items())

@@ -31,8 +31,8 @@ def load_matplotlib():
 
 @contextmanager
 def figure_at(path, width=7, height=4):
-    """Gives (figure, axes) to draw on; after the block the figure is saved as PNG, at a path or in
-    a file. Nothing is taken from the surroundings: nobody's matplotlibrc."""
+    """Gives (figure, axes) to draw on; after the block the figure is saved, as PNG. Nothing is taken
+    from the surroundings: nobody's matplotlibrc."""
     matplotlib = load_matplotlib()
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items()
                 if not name.startswith("backend")}
@@ -41,11 +41,8 @@ def figure_at(path, width=7, height=4):
         axes = figure.subplots()
         axes.grid(alpha=0.3)
         yield figure, axes
-        if hasattr(path, "write"):
-            figure.savefig(path, format="png", dpi=150)
-        else:
-            with write_aside(path) as aside:
-                figure.savefig(aside, format="png", dpi=150)
+        with write_aside(path) as aside:
+            figure.savefig(aside, dpi=150)
 
 
 def plain(text):
@@ -103,47 +100,27 @@ def draw_points(axes, points, **style):
 # --------------------------------------------------------------------------------------------------
 
 
-def branches(search):
-    """The tree of all beams of a WatchedSearch, as {fork: where the runs of tokens from it end}.
-
-    Beams are tuples of tokens; the first fork is (). The run with the likeliest next token comes
-    first. One that leads nowhere, with no runs of its own, ended or was pushed out by better beams.
-    """
-    finished = {tuple(hypothesis.tokens) for hypothesis in search.finished}
-    children = {(): []}
-    for beam in sorted(search.seen):  # a beam stands before those that grew out of it
-        children[beam] = []
-        children[beam[:-1]].append(beam)
-
-    def end_of_run(beam):
-        while len(children[beam]) == 1 and beam not in finished:
-            (beam,) = children[beam]
-        return beam
-
-    forks, new = {}, [()]
-    while new:
-        fork = new.pop()
-        likeliest_first = sorted(children[fork], key=lambda child: -search.seen[child])
-        forks[fork] = [end_of_run(child) for child in likeliest_first]
-        new += forks[fork]
-    return forks
-
-
 def draw_tree(search, tokenizer):
     """The lines of a tree of all beams of a WatchedSearch; the finished ones show their scores.
 
     A line is a run of tokens from one fork to the next, and the sum of log-probabilities at its
-    end.
+    end. The run with the likeliest next token comes first. One that leads nowhere ended, or was
+    pushed out by better beams.
     """
     finished = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in search.finished}
-    best, forks, lines = max(finished, key=finished.get), branches(search), []
+    best, children, lines = max(finished, key=finished.get), {(): []}, []
+    for beam in sorted(search.seen):  # a beam, tokens, stands before those that grew out of it
+        children[beam] = []
+        children[beam[:-1]].append(beam)
 
     def ending(beam):
         score = f"   ends, score {finished[beam]:.3f}" if beam in finished else ""
         return score + "   <- the best" * (beam == best)
 
     def draw(fork, indent):
-        for end in forks[fork]:
+        for end in sorted(children[fork], key=lambda child: -search.seen[child]):
+            while len(children[end]) == 1 and end not in finished:
+                (end,) = children[end]
             text = tokenizer.decode(list(end[len(fork) :]))
             lines.append(f"{search.seen[end]:8.2f}  {indent}{text}{ending(end)}")
             draw(end, indent + "    ")

@@ -19,7 +19,7 @@ from gpt2 import load_config, load_model, load_tokenizer
 from prefix import load_past, save_prefix
 from support import speed
 from support.devices import autocast
-from support.drawing import branches, draw_tree
+from support.drawing import draw_tree
 from support.files import InputError
 from support.speed import Growing, rows_that_stay
 
@@ -257,9 +257,12 @@ def test_the_tree_shows_every_beam_its_total_and_the_hypotheses_of_beam_search(s
     ended = {tuple(tokens): score for tokens, _, score, _ in lines if score is not None}
     assert ended == pytest.approx({tuple(one.tokens): one.score for one in found}, abs=6e-4)
     assert [tokens for tokens, *_, is_best in lines if is_best] == [found[0].tokens]
-    for fork, ends in branches(search).items():  # the likeliest next token comes first
-        totals = [search.seen[end[: len(fork) + 1]] for end in ends]
-        assert totals == sorted(totals, reverse=True)
+    forks = {(): []}  # the likeliest next token comes first
+    for tokens, *_ in lines:
+        fork = max((fork for fork in forks if tuple(tokens[: len(fork)]) == fork), key=len)
+        forks[fork].append(search.seen[tuple(tokens[: len(fork) + 1])])
+        forks[tuple(tokens)] = []
+    assert all(totals == sorted(totals, reverse=True) for totals in forks.values())
 
 
 def test_the_tree_also_shows_a_best_hypothesis_without_a_token():

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import json
 import re
 import shlex
@@ -11,19 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import (ROOT, assert_close, hugging_face_cache, hugging_face_twin, random_config,
-                      random_examples, random_model, random_past, run_here)
+from conftest import ROOT, assert_close, run_here
 
 import describe
 import metrics
 import train
-from beam import banned_tokens, beam_search
-from e2e_data import encode_table, read_split
+from e2e_data import read_split
 from experiments import draw as figures
 from experiments import lora, make, tables
 from experiments.bench import decoding
 from gpt2 import GPT2, load_both, load_config, save_model
-from prefix import Prefix
 from support import drawing
 from support.files import InputError
 
@@ -427,13 +423,13 @@ def test_a_place_in_a_document_is_filled_and_the_rest_stays(made_up_results, mon
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn; none is written."""
+def drawn(monkeypatch, tmp_path):
+    """The figures that were drawn; none is written into the repository."""
     found, figure_at = [], drawing.figure_at
 
     @contextlib.contextmanager
     def keep(path, *sizes):
-        with figure_at(io.BytesIO(), *sizes) as (figure, axes):
+        with figure_at(tmp_path / "drawn.png", *sizes) as (figure, axes):
             yield figure, axes
         found.append(figure)
 
@@ -504,97 +500,7 @@ def test_a_figure_without_results_is_left_as_it_is(made_up_results, drawn):
     done = run_here(figures.main, "losses", "small")
     assert "losses.png is left as it is: `python -m experiments.make e2e`" in done.stdout
     assert len(drawn) == 1
-    assert "the figures are attention, " in run_here(figures.main, "nonsense").error
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_attention_is_added_up_as_hugging_face_weighs_it(seed, in_float64):
-    config = random_config(seed)
-    model, past = random_model(config, seed), random_past(config, 4, 1, seed)
-    examples = random_examples(seed, config.n_vocab, count=3)
-    twin = hugging_face_twin(model)
-    twin.set_attn_implementation("eager")  # the one that tells its weights
-    expected = 0
-    for prompt, answer in examples:
-        tokens = torch.tensor([prompt + answer])
-        output = twin(tokens, past_key_values=hugging_face_cache(past, 1), output_attentions=True)
-        weights = torch.cat(output.attentions)  # [n_layer, n_head, T, P + T]
-        own = weights[:, :, len(prompt) - 1 : -1].mean(2)
-        ends = (4, 4 + len(prompt))
-        parts = own[..., : ends[0]], own[..., ends[0] : ends[1]], own[..., ends[1] :]
-        expected += torch.stack([part.sum(-1) for part in parts], -1) / len(examples)
-    shares = figures.attention_shares(model, past, examples)
-    assert_close(shares, expected, 1e-6)
-
-
-@pytest.fixture
-def prefixed(monkeypatch):
-    """tiny behind a prefix that was not trained, in place of one that takes minutes."""
-    model, tokenizer = load_both("tiny")
-    torch.manual_seed(0)
-    past = Prefix(model.config, 3, form="direct")()
-    monkeypatch.setattr(figures, "load_all", lambda: (model, tokenizer, past))
-    return model, tokenizer, past
-
-
-def test_the_tree_shows_every_run_of_tokens_and_marks_the_best_and_greedys(prefixed, drawn):
-    model, tokenizer, past = prefixed
-    figures.draw_tree("tree.png")
-    texts = {color: "".join(text.get_text() for text in drawn[0].axes[0].texts
-                            if text.get_color() == color) for color in ("C0", "C3")}
-    best, greedy = (tokenizer.decode(beam_search(
-        model, [encode_table(tokenizer, figures.TREE_TABLE)], past, num_beams, 60,
-        banned=banned_tokens(model, tokenizer))[0][0].tokens) for num_beams in (3, 1))
-    assert texts["C0"] == best  # it begins at the first fork
-    assert texts["C3"] and greedy.startswith(texts["C3"])
-    shown = drawn[0].axes[0].texts
-    places = [text.get_position() for text in shown]
-    assert len(set(places)) == len(places)  # no text on another
-    assert sum(text.get_text().endswith(", ends") for text in shown) == 3
-
-
-def test_attention_is_drawn_for_every_layer_and_head(prefixed, drawn):
-    figures.draw_attention("attention.png")
-    panels = drawn[0].axes[:3]
-    assert [len(axes.texts) for axes in panels] == [24, 24, 24]
-    shown = [sum(int(axes.texts[i].get_text()[:-1]) for axes in panels) for i in range(24)]
-    assert all(abs(total - 100) <= 1 for total in shown)  # rounded
-
-
-def test_what_is_left_of_each_score_is_drawn_for_each_edit(drawn, monkeypatch):
-    monkeypatch.setattr(metrics.meteor_data, "find", lambda: None)  # its table takes seconds
-    scores = figures.edit_scores()
-    whole = scores["as it is"]
-    kept = {edit: [score / whole[name] for name, score in of_edit.items() if whole[name]]
-            for edit, of_edit in scores.items() if edit != "as it is"}
-    for swapped, twice in zip(kept["a value swapped"], kept["said twice"]):
-        assert twice < swapped  # none sees an untrue value as it sees a repetition
-    monkeypatch.setattr(figures, "edit_scores", lambda: scores)
-    figures.draw_edits("edits.png")
-    (axes,) = drawn[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(kept)
-    assert [text.get_text() for text in axes.texts] == [
-        f"{share:.0%}" for shares in kept.values() for share in shares]
-
-
-def test_an_edit_does_to_a_sentence_what_its_name_says():
-    text = "A cheap Thai inn serves Thai food ."
-    edited = {name: edit(text, "Thai", "Greek") for name, edit in figures.EDITS.items()}
-    assert edited == {
-        "as it is": text,
-        "a value dropped": "A cheap inn serves food .",
-        "a value swapped": "A cheap Greek inn serves Greek food .",
-        "halves swapped": "serves Thai food A cheap Thai inn .",
-        "synonyms": "A inexpensive Thai inn provides Thai food .",
-        "said twice": f"{text} {text}",
-    }
-
-
-def test_the_sentences_that_are_edited_say_the_value_and_never_the_other():
-    cases = list(figures.edit_cases())
-    assert len(cases) > 30
-    for text, value, other, others in cases:
-        assert value in text and other not in text and others
+    assert "the figures are forms, " in run_here(figures.main, "nonsense").error
 
 
 def test_the_benchmark_of_decoding_compares_ways_that_write_the_same():

@@ -238,10 +238,8 @@ def test_a_damaged_training_state_or_one_of_another_run_is_told(command, monkeyp
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="training.pt is damaged"):
             command("--resume")
-    optimizer = state["optimizer"] | {"state": {}}
     for change, message in (
-            ({"step": 9}, "is damaged.*its step is 9, of 2"), ({"log": []}, "is damaged.*its log"),
-            ({"trained": {}}, "is damaged"), ({"optimizer": optimizer}, "is damaged"),
+            ({"trained": {}}, "is damaged"),
             ({"run": state["run"] | {"seed": 5}}, "was started with seed 5, not 0")):
         torch.save(state | change, path)
         with pytest.raises(InputError, match=f"training.pt {message}"):
