@@ -7,7 +7,6 @@ refused by name, and whatever is wrong inside a file ends in one error that name
 import hashlib
 import re
 import shutil
-import zipfile
 
 import safetensors
 import safetensors.torch
@@ -76,7 +75,7 @@ def read_weights(folder):
 
 
 def read_tensors(path):
-    """({name: tensor}, metadata) of a .safetensors or .bin file, memory-mapped.
+    """({name: tensor}, metadata) of a .safetensors file, memory-mapped, or of a .bin file.
 
     Raises InputError where it is damaged, or holds anything but named tensors.
     """
@@ -88,13 +87,8 @@ def read_tensors(path):
                 raise ValueError("its numbers are not those that were written")
             return tensors, metadata
     with blaming(existing_file(path), "is damaged, or holds more than tensors; fetch it again"):
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == b"PK\3\4"  # before PyTorch 1.6 it was none
-        # PyTorch maps a member as it lies in the file, and would take compressed bytes for numbers.
-        if is_zip and any(member.compress_type for member in zipfile.ZipFile(path).infolist()):
-            raise ValueError("it is compressed, as torch.save never does")
         # weights_only: tensors are read, no pickled code is run.
-        tensors = dict(torch.load(path, "cpu", weights_only=True, mmap=is_zip))
+        tensors = dict(torch.load(path, "cpu", weights_only=True))
         for name, tensor in tensors.items():
             if not (isinstance(name, str) and torch.is_tensor(tensor)
                     and tensor.layout == torch.strided and tensor.device.type == "cpu"):
