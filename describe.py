@@ -35,7 +35,7 @@ from support.devices import autocast, pick_device
 from support.files import InputError, run_command, seed_number, sha256, write_json, write_text
 from support.processes import collect, launched, rank, world_size
 from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data, is_known,
-                             parse_table, split_path)
+                             parse_table, single_blanks, split_path)
 from support.run_folder import (check_new, claim, fingerprints, is_finished, read_settings,
                                 sums_of)
 from support.settings import DECODER, add_arguments, add_device_arguments
@@ -161,7 +161,7 @@ def search_tables(run, tables, past, decoder, batch_size, past_lengths=None):
         found = beam_search(run.model, prompts, past, **decoder,
                             banned=banned_tokens(run.model, run.tokenizer),
                             past_lengths=past_lengths, batch_size=batch_size)
-    return [" ".join(run.tokenizer.decode(best.tokens).split()) for best, *_ in found]
+    return [single_blanks(run.tokenizer.decode(best.tokens)) for best, *_ in found]
 
 
 def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max_new_tokens"]):
@@ -171,7 +171,7 @@ def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max
         with autocast(run.model.device, run.settings["dtype"]):
             tokens = list(generate(run.model, encode_table(run.tokenizer, table), max_new_tokens,
                                    temperature, generator, banned, run.past))
-        yield " ".join(run.tokenizer.decode(tokens).split())
+        yield single_blanks(run.tokenizer.decode(tokens))
 
 
 @torch.no_grad()
@@ -190,7 +190,7 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     """Describes each distinct table of a test set once, scores, prints; returns the scores.
 
     Where `out` is a folder, tables.txt, outputs.txt, references.txt and scores.json are written
-    there; scored is what was written.
+    there.
     """
     test_file = split_path(find_data(data), "test")
     examples = read_examples(test_file.parent, "test")
@@ -208,9 +208,6 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
         write_text(out / "references.txt", "\n\n".join(groups) + "\n")
         write_text(out / "tables.txt", "\n".join(tables) + "\n")
         write_text(out / "outputs.txt", "\n".join(outputs) + "\n")
-        (corpus,) = metrics.read_corpora(out / "references.txt", [out / "outputs.txt"],
-                                         any_text=True)
-        references, outputs = corpus.references, corpus.outputs
     scores = metrics.evaluate(references, outputs)
     if out is not None:
         versions = {name: version(name) for name in ("torch", "tiktoken")}

@@ -57,23 +57,20 @@ def read_references(path):
     return groups if by_source else _single(groups)
 
 
-def read_corpora(references, outputs, any_text=False):
+def read_corpora(references, outputs):
     """Read a file of references, once, and files of outputs: a Corpus for each of these.
 
     A group of references is paired with each output: by equal sources if both files are tables,
     else one after the other. In a table of references, all rows with the same source are a group,
     which stands where the first of them does.
-
-    any_text   whether lines that look like JSON, XML or columns are sentences all the same, as in
-               files that this project itself wrote
     """
-    read = _read_references(references, any_text)
-    return [_pair(references, read, path, _output_rows(path, any_text)) for path in outputs]
+    read = _read_references(references)
+    return [_pair(references, read, path, _output_rows(path)) for path in outputs]
 
 
-def _read_references(path, any_text=False):
+def _read_references(path):
     """Groups in the file's order, {source: its references} (empty for plain text), the SHA-256."""
-    lines, sha256 = _read_lines(path, any_text)
+    lines, sha256 = _read_lines(path)
     if not _is_table(path):
         return _groups(path, lines), {}, sha256
     by_source = {}
@@ -110,14 +107,14 @@ def _is_table(path):
     return str(path).lower().endswith((".csv", ".tsv"))
 
 
-def _output_rows(path, any_text=False):
-    lines, _ = _read_lines(path, any_text)
+def _output_rows(path):
+    lines, _ = _read_lines(path)
     if _is_table(path):
         return _rows(path, lines, OUTPUT_COLUMN)
     return [Row(number, "", line) for number, line in lines]
 
 
-def _read_lines(path, any_text):
+def _read_lines(path):
     """The lines of a UTF-8 file, stripped, as (number, line); and the file's SHA-256.
 
     The official script also cuts lines at the rarer of Unicode's line boundaries, such as U+2028.
@@ -141,7 +138,7 @@ def _read_lines(path, any_text):
             cuts.append(f"line {number}: U+{ord(line[-1]):04X}")
     if not lines:
         raise InputError(f"{path}: the file is empty; write one sentence a line")
-    if not (any_text or _is_table(path)):
+    if not _is_table(path):
         _check_form(path, list(filter(None, (line for _, line in lines))))
     if cuts:
         print(f"warning: {path}, {cuts[0]} ends a line there, as in the official script; if it "
