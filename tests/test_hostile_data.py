@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import fuzz_data
 import pytest
+import torch
 from conftest import run_here
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -24,11 +25,12 @@ from hypothesis import strategies as st
 import describe
 import metrics
 import train
+from beam import Hypothesis
 from e2e_data import (check_lengths, encode_table, group_by_table, linearize, make_batch,
                       read_split, read_table)
 from gpt2 import load_both, load_tokenizer
 from support.files import InputError
-from support.reading import CSV_NAMES, SPLITS, SRC1_NAMES, ZIP_NAME, single_blanks
+from support.reading import CSV_NAMES, SPLITS, SRC1_NAMES, ZIP_NAME
 
 
 def read_test(name, content):
@@ -327,7 +329,8 @@ sentences = hostile.filter(lambda text: text.replace("\ufeff", "").strip())
 written = st.text(st.characters(exclude_categories=["Cs"]))  # what a model writes may be anything
 
 
-TOKENIZER, MODEL = load_tokenizer("tiny"), SimpleNamespace(config=SimpleNamespace(n_ctx=512))
+TOKENIZER = load_tokenizer("tiny")
+MODEL = SimpleNamespace(config=SimpleNamespace(n_ctx=512, n_vocab=4096), device=torch.device("cpu"))
 
 
 def score(monkeypatch, folder, groups, outputs):
@@ -336,7 +339,8 @@ def score(monkeypatch, folder, groups, outputs):
     (folder / "out").mkdir()
     examples = [(f"name : {number}", text) for number, group in enumerate(groups) for text in group]
     (folder / "data" / "test.jsonl").write_text(jsonl_of(examples), encoding="utf-8")
-    settings = {"mode": "prefix", "model": "tiny", "seed": 0}
+    settings = {"mode": "prefix", "model": "tiny", "seed": 0, "dtype": "float32"}
+    found = [[Hypothesis(TOKENIZER.encode_ordinary(output), 0.0)] for output in outputs]
     scored = []
 
     def evaluate(references, outputs):
@@ -344,8 +348,7 @@ def score(monkeypatch, folder, groups, outputs):
         return dict.fromkeys(metrics.METRICS, 0.5)
 
     with monkeypatch.context() as patch:
-        patch.setattr(describe, "describe_tables", lambda *_, **__: [
-            *map(single_blanks, outputs)])
+        patch.setattr(describe, "beam_search", lambda *_, **__: found)
         patch.setattr(metrics, "evaluate", evaluate)
         describe.score_test_set(describe.Run(settings, TOKENIZER, MODEL, None), folder / "data",
                                 describe.DECODER, 64, folder / "out")
