@@ -162,8 +162,8 @@ def check_lengths(examples, n_ctx):
         where, P, n_table, n_new = too_long[0]
         raise InputError(f"{where}: a prefix of {P}, a table of {n_table:,} and a sentence of "
                          f"{n_new:,} tokens are more than the {n_ctx} that the model has; leave "
-                         f"out or shorten such examples, {len(too_long):,} in all, or give a "
-                         "smaller --prefix-length or --max-new-tokens")
+                         f"out or shorten such examples, {len(too_long):,} in all, or take a "
+                         "shorter prefix or a smaller --max-new-tokens")
 
 
 @dataclass

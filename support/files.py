@@ -252,7 +252,7 @@ def write_json(path, value):
 
 
 @contextmanager
-def blaming(path, wrong="is damaged; fetch it again"):
+def blaming(path, wrong="is damaged; fetch it again, or make it anew"):
     """Makes whatever goes wrong in a block that reads `path` an InputError that names it."""
     try:
         yield

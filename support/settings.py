@@ -183,14 +183,17 @@ def read_arguments():
 
 
 def single_runs(args, out):
-    """{folder: Settings}: a run for each prefix length and seed; one alone lies in `out` itself."""
+    """{folder: Settings}: a run for each prefix length and seed; one alone lies in `out` itself.
+
+    The longest comes first: what is too long for the model shows at once.
+    """
     values = {one.name: getattr(args, one.name) for one in fields(Settings)}
     lengths, seeds, runs = values["prefix_length"], values["seed"], {}
     for name in ("prefix_length", "seed"):
         if len(set(values[name])) < len(values[name]):
             raise InputError(f"{option_of(name)} {' '.join(map(str, values[name]))}: give each "
                              "number once")
-    for length in lengths:
+    for length in sorted(lengths, reverse=True):
         for seed in seeds:
             name = f"length-{length}-seed-{seed}" if args.mode == "prefix" else f"seed-{seed}"
             folder = out if len(lengths) == len(seeds) == 1 else out / name

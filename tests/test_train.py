@@ -403,6 +403,13 @@ def test_several_lengths_and_seeds_are_a_run_each_with_means_and_figures(several
         assert f"{50 * (scores[0]['BLEU'] + scores[1]['BLEU']):.2f}" in row
 
 
+def test_of_several_lengths_the_one_that_has_no_room_is_told_before_any_training(small_data,
+                                                                                tmp_path):
+    done = train_here(small_data, tmp_path / "out", "--max-steps", 1, "--prefix-length", 1, 600)
+    assert "a prefix of 600, " in done.error and "are more than the 512" in done.error
+    assert not (tmp_path / "out").exists()
+
+
 def test_of_several_runs_only_those_that_have_not_ended_go_on(several_runs):
     folder, _, arguments = several_runs
     ended = folder / "length-1-seed-1"
