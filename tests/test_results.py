@@ -42,6 +42,18 @@ def test_the_results_are_those_of_the_commands_of_today(part, monkeypatch):
                 assert asked == value, (told["command"], name)
 
 
+def test_what_the_documents_say_of_loras_place_was_measured():
+    runs = tables.read("place")
+    loss = {name: mean(tables.kept_loss(tables.at_best_rate(runs, name)))
+            for name in ("prefix", "finetune", *make.RANKS)}
+    closed = {layer: (loss["prefix"] - loss[layer]) / (loss["prefix"] - loss["finetune"])
+              for layer in make.RANKS}
+    c_attn, c_fc = (f"{share:.0%} ({{}}`{layer}`)" for layer, share in closed.items())
+    for name, beside, word in (("RESULTS.md", "", "and"), ("TUTORIAL.md", "beside ", "or")):
+        said = f"{c_attn.format(beside)} {word} {c_fc.format(beside)} of the gap"
+        assert said in " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
 @pytest.mark.parametrize("part", make.PARTS)
 def test_every_run_has_its_own_folder_and_a_command_that_its_program_takes(part, parse_only,
                                                                            monkeypatch):
