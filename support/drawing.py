@@ -31,8 +31,8 @@ def load_matplotlib():
 
 @contextmanager
 def figure_at(path, width=7, height=4):
-    """Gives (figure, axes) to draw on; after the block the figure is saved, as PNG. Nothing is taken
-    from the surroundings: nobody's matplotlibrc."""
+    """Gives (figure, axes) to draw on; after the block the figure is saved, as PNG. Nothing is
+    taken from the surroundings: nobody's matplotlibrc."""
     matplotlib = load_matplotlib()
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items()
                 if not name.startswith("backend")}
