@@ -104,8 +104,8 @@ def draw_tree(search, tokenizer):
     """The lines of a tree of all beams of a WatchedSearch; the finished ones show their scores.
 
     A line is a run of tokens from one fork to the next, and the sum of log-probabilities at its
-    end. The run with the likeliest next token comes first. One that leads nowhere ended, or was
-    pushed out by better beams.
+    end. The run with the likeliest next token comes first. One that leads nowhere ended, was
+    pushed out by better beams, or was still going on when the search was over.
     """
     finished = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in search.finished}
     best, children, lines = max(finished, key=finished.get), {(): []}, []

@@ -7,6 +7,7 @@ refused by name, and whatever is wrong inside a file ends in one error that name
 import hashlib
 import re
 import shutil
+import zipfile
 
 import safetensors
 import safetensors.torch
@@ -75,7 +76,7 @@ def read_weights(folder):
 
 
 def read_tensors(path):
-    """({name: tensor}, metadata) of a .safetensors file, memory-mapped, or of a .bin file.
+    """({name: tensor}, metadata) of a .safetensors or .bin file, memory-mapped.
 
     Raises InputError where it is damaged, or holds anything but named tensors.
     """
@@ -87,8 +88,12 @@ def read_tensors(path):
                 raise ValueError("its numbers are not those that were written")
             return tensors, metadata
     with blaming(existing_file(path), "is damaged, or holds more than tensors; fetch it again"):
+        # A zip is mapped as its bytes lie there. One that is compressed, and what PyTorch wrote
+        # before 1.6, is read as a whole instead.
+        is_plain = zipfile.is_zipfile(path) and not any(
+            member.compress_type for member in zipfile.ZipFile(path).infolist())
         # weights_only: tensors are read, no pickled code is run.
-        tensors = dict(torch.load(path, "cpu", weights_only=True))
+        tensors = dict(torch.load(path, "cpu", weights_only=True, mmap=is_plain))
         for name, tensor in tensors.items():
             if not (isinstance(name, str) and torch.is_tensor(tensor)
                     and tensor.layout == torch.strided and tensor.device.type == "cpu"):
