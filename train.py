@@ -304,6 +304,8 @@ def main():
 
     if args.resume and not is_begun():
         raise InputError(f"{out} holds no run to go on with")
+    if len(runs) > 1 and (out / "run.json").exists():
+        raise InputError(f"{out} holds a run itself; give another --out for several")
     for folder, settings in runs.items():  # a mistake in the last one shows at once
         check_folder(folder, asdict(settings), args.resume)
     try:

@@ -410,6 +410,13 @@ def test_of_several_lengths_the_one_that_has_no_room_is_told_before_any_training
     assert not (tmp_path / "out").exists()
 
 
+def test_several_runs_are_not_put_into_the_folder_of_one(prefix_run, small_data):
+    before = sorted(prefix_run[0].iterdir())
+    done = train_here(small_data, prefix_run[0], "--seed", 0, 1)
+    assert "holds a run itself; give another --out for several" in done.error
+    assert sorted(prefix_run[0].iterdir()) == before
+
+
 def test_of_several_runs_only_those_that_have_not_ended_go_on(several_runs):
     folder, _, arguments = several_runs
     ended = folder / "length-1-seed-1"
