@@ -46,9 +46,8 @@ def draw_length(path):
         scores = {P: bleu(named(runs, f"length-{P}-")) for P in LENGTHS}
         draw_points(axes, {0: bleu([runs["base"]])} | scores,
                     label=f"tiny, prefix, {STEPS:,} steps")
-        if is_measured("longer"):
-            further = {P: bleu(named(read("longer"), f"length-{P}-")) for P in FROM_EXAMPLES}
-            draw_points(axes, further, color="C2", label="the same, from examples")
+        further = {P: bleu(named(read("longer"), f"length-{P}-")) for P in FROM_EXAMPLES}
+        draw_points(axes, further, color="C2", label="the same, from examples")
         tuned = bleu(named(runs, "finetune"))
         axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
         axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {STEPS:,} steps")
@@ -68,12 +67,13 @@ def draw_size(path):
     with figure_at(path, 9, 4) as (figure, axes):
         axes.remove()
         left, right = figure.subplots(1, 2)
-        draw_points(left, shares)
-        draw_points(right, gaps)
-        left.set(xscale="log", xlabel="parameters of the base",
-                 ylabel="the prefix's BLEU, % of fine-tuning's")
-        right.set(xscale="log", xlabel="parameters of the base",
-                  ylabel="the prefix's loss - fine-tuning's")
+        left.set_ylabel("the prefix's BLEU, % of fine-tuning's")
+        right.set_ylabel("the prefix's loss - fine-tuning's")
+        for axes, values in ((left, shares), (right, gaps)):
+            draw_points(axes, values)
+            axes.set(xscale="log", xlabel="parameters of the base, millions")
+            axes.set_xticks(list(values), [f"{size / 10**6:.1f}" for size in values])
+            axes.minorticks_off()
 
 
 def draw_losses(path):
@@ -89,7 +89,7 @@ def draw_losses(path):
 
 DRAWN = {  # a figure's name -> (its function, the parts of the experiment that it shows)
     "forms": (draw_forms, "forms"), "small": (draw_small, "small"),
-    "length": (draw_length, "length"), "losses": (draw_losses, "e2e"),
+    "length": (draw_length, "length", "longer"), "losses": (draw_losses, "e2e"),
     "size": (draw_size, "size", "place", "e2e")}
 
 

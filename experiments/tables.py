@@ -105,9 +105,8 @@ def length():
 
     rows = [["0: the base alone", spread(bleu([runs["base"]]), "{:.1f}"), "", "0"]]
     rows += [row(P, named(runs, f"length-{P}-")) for P in LENGTHS]
-    if is_measured("longer"):
-        rows += [row(f"{P}, from {n} example{'s' * (n > 1)}", named(read("longer"), f"length-{P}-"))
-                 for P, n in FROM_EXAMPLES.items()]
+    rows += [row(f"{P}, from {n} example{'s' * (n > 1)}", named(read("longer"), f"length-{P}-"))
+             for P, n in FROM_EXAMPLES.items()]
     rows.append(row("fine-tuning", whole))
     return table(["prefix length", "BLEU", "validation loss a token", "kept"], rows)
 
@@ -210,7 +209,7 @@ def decoding():
 
 HEADS = [name.replace("_", "-") for name in metrics.METRICS]
 TABLES = {  # the name of a table's place in a document -> (its function, the parts it shows)
-    "forms": (forms, "forms"), "small": (small, "small"), "length": (length, "length"),
+    "forms": (forms, "forms"), "small": (small, "small"), "length": (length, "length", "longer"),
     "scores": (scores, "e2e"), "e2e": (e2e, "e2e"), "faults": (faults, "e2e"),
     "decoding": (decoding, "decoding", "e2e"), "place": (place, "place"),
     "size": (size, "size", "place", "e2e"), "best": (lambda: e2e("best"), "best"),
