@@ -47,7 +47,7 @@ def draw_length(path):
         draw_points(axes, {0: bleu([runs["base"]])} | scores,
                     label=f"tiny, prefix, {STEPS:,} steps")
         further = {P: bleu(named(read("longer"), f"length-{P}-")) for P in FROM_EXAMPLES}
-        draw_points(axes, further, color="C2", label="the same, from examples")
+        draw_points(axes, further, color="C2", label="from examples, at half the rate")
         tuned = bleu(named(runs, "finetune"))
         axes.axhspan(min(tuned), max(tuned), color="C1", alpha=0.3)
         axes.axhline(mean(tuned), color="C1", label=f"tiny, fine-tuning, {STEPS:,} steps")
