@@ -42,6 +42,11 @@ def test_the_results_are_those_of_the_commands_of_today(part, monkeypatch):
                 assert asked == value, (told["command"], name)
 
 
+def said_in(name):
+    """A document as one line."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
 def test_what_the_documents_say_of_loras_place_was_measured():
     runs = tables.read("place")
     loss = {name: mean(tables.kept_loss(tables.at_best_rate(runs, name)))
@@ -53,23 +58,18 @@ def test_what_the_documents_say_of_loras_place_was_measured():
         assert f"{c_attn.format(beside)} {word} {c_fc.format(beside)} of the gap" in said_in(name)
 
 
-def said_in(name):
-    """A document as one line."""
-    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
-
-
 def test_what_the_documents_say_of_bases_was_measured():
     bases = [(prefixes, tuned) for _, _, prefixes, tuned in tables.of_bases()]
     losses = [[mean(tables.kept_loss(found)) for found in modes] for modes in bases]
     gap_1, gap_2, gap_3 = (prefix - tuned for prefix, tuned in losses)
-    prefix, tuned = (first - last for first, last in zip(losses[0], losses[-1]))
+    prefix_gains, tuned_gains = (first - last for first, last in zip(losses[0], losses[-1]))
     scores = [[mean(tables.bleu(found)) for found in modes] for modes in bases]
     share_1, share_2, share_3 = (f"{100 * prefix / tuned:.0f}" for prefix, tuned in scores)
     kept_1, kept_2, kept_3 = (f"{100 * prefixes[0]['kept'] / tuned[0]['kept']:.1f}"
                               for prefixes, tuned in bases)
     for said, name in (
-            (f"from {gap_1:.3f} to {gap_3:.3f}: fine-tuning gains {tuned:.3f}", "RESULTS.md"),
-            (f"a prefix {prefix:.3f}. In BLEU", "RESULTS.md"),
+            (f"from {gap_1:.3f} to {gap_3:.3f}: fine-tuning gains {tuned_gains:.3f}", "RESULTS.md"),
+            (f"a prefix {prefix_gains:.3f}. In BLEU", "RESULTS.md"),
             (f"it has {kept_1}, {kept_2} and {kept_3}%", "RESULTS.md"),
             (f"{gap_1:.2f}, {gap_2:.2f} and {gap_3:.2f} after", "TUTORIAL.md"),
             (f"{share_1}, {share_2} and {share_3}% of fine-tuning's BLEU", "TUTORIAL.md"),
