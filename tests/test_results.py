@@ -87,6 +87,29 @@ def test_what_the_documents_say_of_longer_prefixes_was_measured():
     assert f"four times as long closes {closed} of the gap" in said_in("TUTORIAL.md")
 
 
+def test_what_the_documents_say_of_each_modes_best_was_measured():
+    runs = tables.read("best")
+    prefix, tuned = runs["prefix-seed-0"], runs["finetune-seed-0"]
+    share = f"{prefix['scores']['BLEU'] / tuned['scores']['BLEU']:.0%}"
+    left_out, twice = (prefix["faults"][name] for name in ("left out", "near twice"))
+    losses, tuned_losses = ([loss for _, loss in told["validation"]] for told in (prefix, tuned))
+    first, fifth, tenth = losses[0], losses[4], losses[9]
+    earlier = [mean(tables.kept_loss(tables.named(tables.read("e2e"), mode)))
+               for mode in tables.MODES]
+    gap, gap_before = losses[-1] - min(tuned_losses), earlier[0] - earlier[1]
+    assert losses == sorted(losses, reverse=True) and min(tuned_losses) == tuned_losses[3]
+    for said, name in (
+            (f"reaches {share} and leaves out {left_out}%", "README.md"),
+            (f"reaches {share} of fine-tuning's", "RESULTS.md"),
+            (f"the gap in loss falls from {gap_before:.3f} to {gap:.3f}", "RESULTS.md"),
+            (f"in {twice}% of the sentences", "RESULTS.md"),
+            (f"to {first:.3f} after the first, {fifth:.3f} after the fifth and {tenth:.3f} after",
+             "RESULTS.md"),
+            (f"reach {share} and leave out {left_out}% of the values, people", "TUTORIAL.md")):
+        assert said in said_in(name)
+    assert left_out < 7.5  # what people leave out
+
+
 @pytest.mark.parametrize("part", make.PARTS)
 def test_every_run_has_its_own_folder_and_a_command_that_its_program_takes(part, parse_only,
                                                                            monkeypatch):
@@ -376,8 +399,11 @@ def made_up_results(monkeypatch, tmp_path):
         place[f"{name}-0.3-seed-0"] = made_up(name, 0, 0.9, 3, lr=0.3)
     size = {f"{base}/{name}": told for base in tables.BASES
             for name, told in (place | {"base": e2e["base"]}).items()}
-    parts = {"e2e": e2e, "length": length, "longer": longer, "small": small, "place": place,
-             "size": size, "decoding": {"num-beams-1": made_up("", 0, 0.3, 0)}}
+    best = {f"{mode}-seed-0": made_up(mode, 0, bleu, 0.75) | {"command": "train.py --keep best"}
+            for mode, bleu in (("prefix", 0.6), ("finetune", 0.8))}
+    best["prefix-seed-0"]["validation"] = [[5, 0.25], [10, 0.75]]
+    parts = {"e2e": e2e, "best": best, "length": length, "longer": longer, "small": small,
+             "place": place, "size": size, "decoding": {"num-beams-1": made_up("", 0, 0.3, 0)}}
     for part, told in parts.items():
         (tmp_path / f"{part}.json").write_text(json.dumps(told))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
@@ -396,7 +422,8 @@ def test_the_tables_of_the_experiment_have_means_spreads_and_costs(made_up_resul
     assert rows[4][:3] == ["highest - lowest", "1.00", "0.0000"]
     assert rows[5][:2] == ["fine-tuning", "70.50"]
     short = cells(tables.scores())
-    assert [row[-1] for row in short[2:]] == ["0", "1,234", "1,234"] and short[4][1] == "70.50"
+    assert [row[1] for row in short[2:]] == ["25.00", "50.50", "60.00", "70.50"]
+    assert [row[-1] for row in short[2:]] == ["0", "1,234", "1,234", "1,234"]
     assert cells(tables.faults())[2] == ["prefix-tuning", "50.5 (50.0 to 51.0)",
                                           "0.0 (0.0 to 0.0)", "7.0 (7.0 to 7.0)"]
     assert cells(tables.decoding())[2:] == [["as above", "50.00", "50.0", "7.0"],
@@ -424,15 +451,11 @@ def test_places_and_bases_are_shown_at_the_rate_that_all_seeds_have(made_up_resu
 
 
 def test_each_modes_best_is_shown_at_its_lowest_loss(made_up_results):
-    runs = tables.read("e2e")
-    for told in runs.values():
-        told["command"] = "train.py --keep best"
-    runs["prefix-0"]["validation"] = [[5, 0.25], [10, 0.75]]
-    del runs["base"]
-    (made_up_results / "best.json").write_text(json.dumps(runs))
-    rows = cells(tables.e2e("best"))
-    assert rows[2][:2] == ["prefix-tuning", "50.50"] and rows[2][6] == "0.875"  # 0.25 and 1.5
-    assert tables.filled(EMPTY.format("best")) != EMPTY.format("best")
+    rows = cells(tables.e2e("best"))[2:]
+    assert [row[:2] + row[6:7] for row in rows] == [["prefix-tuning", "60.00", "0.250"],
+                                                    ["fine-tuning", "80.00", "0.750"]]
+    assert tables.filled(EMPTY.format("best")) == EMPTY.format("best").replace(
+        "old\n", tables.e2e("best"))
 
 
 EMPTY = "A\n<!-- results: {} -->\nold\n<!-- end -->\nB\n"
