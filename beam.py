@@ -18,7 +18,7 @@ from support.devices import pick_device
 from support.drawing import draw_tree
 from support.files import InputError, progress_bar, run_command
 from support.settings import DECODER, add_arguments
-from support.speed import Growing, pad, rows_that_stay, wanted_logits
+from support.speed import Growing, fast_products, pad, rows_that_stay, wanted_logits
 
 
 @dataclass
@@ -94,8 +94,8 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
     searches = [Search() for _ in prompts]
     # Prompts of similar lengths go together, so that there is little padding in a batch.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    with progress_bar(total=len(prompts), desc="decoding", unit=" tables",
-                      disable=len(prompts) <= 20) as bar:
+    with fast_products(), progress_bar(total=len(prompts), desc="decoding", unit=" tables",
+                                       disable=len(prompts) <= 20) as bar:
         for at in range(0, len(prompts), batch_size):
             batch = by_length[at : at + batch_size]
             its_past = past if n_pasts == 1 else [(key[batch], value[batch]) for key, value in past]

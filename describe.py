@@ -39,6 +39,7 @@ from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data,
 from support.run_folder import (check_new, claim, fingerprints, is_finished, read_settings,
                                 sums_of)
 from support.settings import DECODER, add_arguments, add_device_arguments
+from support.speed import products_library
 
 PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re-implementation
     "paper, prefix-tuning": "69.7 8.81 46.1 71.4 2.49",
@@ -211,7 +212,7 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     scores = metrics.evaluate(references, outputs)
     if out is not None:
         versions = {name: version(name) for name in ("torch", "tiktoken")}
-        versions = {"python": platform.python_version()} | versions
+        versions |= {"python": platform.python_version(), "products": products_library()}
         signature = {
             "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
             "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,

@@ -6,12 +6,14 @@ Each layer of the frozen GPT-2 has its own. They are all that is learnt.
 """
 
 import argparse
+import math
 
 import torch
 from torch import nn
 
 from gpt2 import GPT2, GPT2Config
 from support.bases import PUBLISHED, read_adapter, write_adapter
+from support.devices import Unset
 from support.files import InputError, run_command
 
 HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-implementation
@@ -149,12 +151,11 @@ def main():
           f"{'kept / GPT-2':>13}")
     for name, sizes in PUBLISHED.items():
         config = GPT2Config(**sizes)
-        with torch.device("meta"):  # shapes without memory
-            prefix, model = Prefix(config, length), GPT2(config)
-            key, _ = prefix()[0]
-        trained, whole = count_parameters(prefix), count_parameters(model)
-        kept = prefix.key_values().numel()
-        print(f"{name:<12} {str(list(key.shape)):>20} {trained:>12,} {kept:>10,} {whole:>14,} "
+        with torch.device("meta"), Unset():  # shapes without memory
+            trained, whole = map(count_parameters, (Prefix(config, length), GPT2(config)))
+        key = [1, config.n_head, length, config.head_dim]
+        kept = 2 * config.n_layer * math.prod(key)
+        print(f"{name:<12} {str(key):>20} {trained:>12,} {kept:>10,} {whole:>14,} "
               f"{kept / whole:>13.3%}")
     print("\nKeys are [batch, n_head, length, head_dim]: one prefix serves every row of a batch.\n"
           "Trained: the parameters of the matrix and the network that make the prefix, thrown away "

@@ -33,7 +33,7 @@ from support.reading import SPLITS, find_data, split_path
 from support.record import Record, best_epoch, costs_in_words, costs_of_training
 from support.run_folder import check_folder, claim, fingerprints, is_finished
 from support.settings import DECODER, Settings, default_learning_rate, read_arguments
-from support.speed import wanted_logits
+from support.speed import fast_products, products_library, wanted_logits
 
 WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is described and scored"}
 
@@ -74,7 +74,7 @@ def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float
                processes share it
     The loss stays on the device: to read it at each step would make the device wait.
     """
-    with autocast(batch.tokens.device, dtype):
+    with autocast(batch.tokens.device, dtype), fast_products():
         loss = weight * batch_loss(model, prefix, batch)
     optimizer.zero_grad()  # or gradients would be added to those of the last step
     loss.backward()  # through the frozen layers too: what a prefix does, it does through them
@@ -140,7 +140,7 @@ def validation_loss(model, prefix, encoded, dtype="float32", batch_size=64):
     total = 0
     for at in range(0, len(encoded), batch_size):
         batch = make_batch(encoded[at : at + batch_size], model.device)
-        with autocast(model.device, dtype):
+        with autocast(model.device, dtype), fast_products():
             total += len(batch.targets) * batch_loss(model, prefix, batch).item()
     return total / count_targets(encoded) if encoded else None
 
@@ -190,7 +190,8 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
         kept = base_size if prefix is None else prefix.key_values().numel()
         print(f"{settings.mode}: {settings.model} of {base_size:,} parameters on {device}; trained "
               f"{n_trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate "
-              f"{settings.lr}; {len(encoded['train']):,} examples", flush=True)
+              f"{settings.lr}; {len(encoded['train']):,} examples; float32 products on a CPU by "
+              f"{products_library()}", flush=True)
 
         def save(trained):
             if rank() == 0:

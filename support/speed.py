@@ -1,11 +1,19 @@
-"""The same logits in less time: no work on padding, nor on logits that nobody wants.
+"""The same numbers in less time: no work on padding, nor on logits that nobody wants, and products
+by the faster of PyTorch's own libraries.
 
 The lesson can be read without it. `GPT2.forward` is the idea, on a batch [B, T, n_embd]; what
 stands here is the same sum, made of the model's own parts, and a test holds the one to the other.
 """
 
+import platform
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 
 
 def pad(rows, device="cpu"):
@@ -110,3 +118,74 @@ def rows_that_stay(is_over):
     stay = set(range(len(going_on))) & set(going_on)
     movers = [row for row in going_on if row not in stay]
     return [row if row in stay else movers.pop() for row in range(len(going_on))]
+
+
+# --------------------------------------------------------------------------------------------------
+# Products
+# --------------------------------------------------------------------------------------------------
+
+
+def fast_products():
+    """A context in which `F.linear` takes the faster of PyTorch's libraries, where one is known."""
+    return OneDNNProducts() if products_library() == "oneDNN" else nullcontext()
+
+
+@cache
+def products_library():
+    """Which library multiplies float32 matrices in `fast_products`: "oneDNN" or "PyTorch's choice".
+
+    PyTorch chooses Intel's MKL, which on AMD's processors reaches half of what oneDNN does. Only
+    the processor and the version decide, so a run that goes on later goes on with the same bits.
+    """
+    cpuinfo = Path("/proc/cpuinfo")  # Linux
+    processor = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    if "AuthenticAMD" not in processor or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "PyTorch's choice"
+    try:  # a private operation, which another version may lack
+        multiply(torch.ones(1, 1), torch.ones(1, 1))
+        return "oneDNN"
+    except (AttributeError, RuntimeError):
+        return "PyTorch's choice"
+
+
+def multiply(x, weight, bias=None):
+    """x weight^T + bias by oneDNN: [..., n_in], [n_out, n_in], [n_out] -> [..., n_out]."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class OneDNNProducts(TorchFunctionMode):
+    """`F.linear` by oneDNN, for true float32 on a CPU; everything else stays as it is."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        function = self.linear if function is F.linear else function
+        return function(*args, **(kwargs or {}))
+
+    def linear(self, input, weight, bias=None):
+        is_float32 = input.dtype == weight.dtype == torch.float32
+        if is_float32 and input.is_cpu and input.numel() and not torch.is_autocast_enabled("cpu"):
+            return LinearByOneDNN.apply(input, weight, bias)
+        return F.linear(input, weight, bias)
+
+
+class LinearByOneDNN(torch.autograd.Function):
+    """`F.linear` and its gradients, each one product."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias):
+        ctx.save_for_backward(input, weight)
+        return multiply(input, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_input = multiply(grad, weight.T) if needs_input else None  # [..., n_in]
+        grad = grad.reshape(-1, len(weight))  # [..., n_out] -> [N, n_out]
+        input = input.reshape(-1, weight.shape[1])  # [..., n_in] -> [N, n_in]
+        grad_weight = None
+        if needs_weight and weight.is_contiguous():
+            grad_weight = multiply(grad.T, input.T)  # -> [n_out, n_in]
+        elif needs_weight:  # `Affine` gives a transpose; in any other layout autograd would copy it
+            grad_weight = multiply(input.T, grad.T).T
+        return grad_input, grad_weight, grad.sum(0) if needs_bias else None
