@@ -14,9 +14,9 @@ from e2e_data import check_lengths, encode_table
 from gpt2 import load_both, past_length
 from prefix import load_past
 from support.bases import NAMES
+from support.commands import InputError, progress_bar, run_command
 from support.devices import pick_device
 from support.drawing import draw_tree
-from support.files import InputError, progress_bar, run_command
 from support.settings import DECODER, add_arguments
 from support.speed import Growing, fast_products, pad, rows_that_stay, wanted_logits
 

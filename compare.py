@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import fmean
 
 import metrics
+from support.commands import InputError, format_rows, run_command
 from support.drawing import draw_curve, draw_losses
-from support.files import InputError, blaming, format_rows, read_json, run_command
+from support.files import blaming, read_json
 from support.run_folder import check_sum, read_settings
 
 COSTS = {  # in scores.json: what the table calls them, and how they are shown

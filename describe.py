@@ -31,8 +31,9 @@ from e2e_data import (check_lengths, encode_example, encode_table, group_by_tabl
 from gpt2 import GPT2, generate, load_both, past_length
 from prefix import load_past, stack_pasts
 from support.bases import NAMES, model_folder, read_adapter_config
+from support.commands import InputError, run_command, seed_number
 from support.devices import autocast, pick_device
-from support.files import InputError, run_command, seed_number, sha256, write_json, write_text
+from support.files import sha256, write_json, write_text
 from support.processes import collect, launched, rank, world_size
 from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data, is_known,
                              parse_table, single_blanks, split_path)

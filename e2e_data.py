@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt2 import load_tokenizer
-from support.files import InputError, run_command
+from support.commands import InputError, run_command
 from support.reading import (SPLITS, find_data, is_known, name_of_kind, one_line, read_raw,
                              single_blanks, split_path)
 from support.speed import pad

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from support import bases, hugging_face
+from support.commands import InputError, run_command, seed_number
 from support.devices import Unset, pick_device
-from support.files import InputError, run_command, seed_number
 from support.tokenizer import Tokenizer
 
 # --------------------------------------------------------------------------------------------------

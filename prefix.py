@@ -13,8 +13,8 @@ from torch import nn
 
 from gpt2 import GPT2, GPT2Config
 from support.bases import PUBLISHED, read_adapter, write_adapter
+from support.commands import InputError, run_command
 from support.devices import Unset
-from support.files import InputError, run_command
 
 HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-implementation
 

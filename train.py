@@ -25,9 +25,10 @@ from e2e_data import check_lengths, encode_example, make_batch, read_examples, s
 from gpt2 import load_both, save_model
 from prefix import HIDDEN, Prefix, activations, count_parameters, save_prefix
 from support.bases import NAMES, PUBLISHED, model_folder
+from support.commands import InputError, command_line, run_command
 from support.devices import autocast, pick_device, reset_peak_memory
 from support.drawing import draw_losses, load_matplotlib
-from support.files import InputError, command_line, run_command, sha256, write_json
+from support.files import sha256, write_json
 from support.processes import add_up, check_one_folder, join, rank, wait_for_all, world_size
 from support.reading import SPLITS, find_data, split_path
 from support.record import Record, best_epoch, costs_in_words, costs_of_training

@@ -11,8 +11,9 @@ from experiments.make import FEW_EXAMPLES, FROM_EXAMPLES, LENGTHS, RATES, STEPS,
 from experiments.tables import (MODES, blaming_results, bleu, form_lines, is_measured, kept_loss,
                                 named, of_bases, read)
 from support import drawing
+from support.commands import run_command
 from support.drawing import PUBLISHED_CURVE, draw_points, figure_at
-from support.files import ROOT, run_command
+from support.files import ROOT
 
 
 def draw_forms(path):

@@ -22,7 +22,8 @@ from compare import read_sentences
 from describe import load_run
 from e2e_data import encode_example, make_batch, read_split, tokenise_text
 from experiments.slots import judged, values_of
-from support.files import InputError, blaming, format_rows, progress_bar, run_command
+from support.commands import InputError, format_rows, progress_bar, run_command
+from support.files import blaming
 from support.reading import find_data
 from support.speed import wanted_logits
 

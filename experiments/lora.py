@@ -16,8 +16,8 @@ from torch import nn
 from describe import Run, score_test_set
 from gpt2 import load_both
 from prefix import count_parameters
+from support.commands import run_command
 from support.devices import pick_device
-from support.files import run_command
 from support.record import Record, costs_of_training
 from support.run_folder import check_new, claim, fingerprints
 from support.settings import DECODER, Settings

@@ -29,7 +29,8 @@ from e2e_data import read_split
 from experiments.slots import faults
 from gpt2 import GPT2Config
 from models.tiny.make import make_base
-from support.files import ROOT, InputError, progress_bar, run_command, write_json, write_text
+from support.commands import InputError, progress_bar, run_command
+from support.files import ROOT, write_json, write_text
 from support.reading import SPLITS, find_data
 from support.run_folder import is_finished, read_settings
 from support.tokenizer import END

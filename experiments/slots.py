@@ -14,7 +14,7 @@ import re
 
 from compare import read_sentences, runs_in
 from e2e_data import read_split
-from support.files import InputError, format_rows, run_command
+from support.commands import InputError, format_rows, run_command
 from support.reading import find_data
 
 

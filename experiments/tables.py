@@ -10,7 +10,8 @@ from statistics import mean
 import metrics
 from experiments.make import (BASES, CLIPS, DECODERS, FEW_EXAMPLES, FROM_EXAMPLES, LENGTHS, RANKS,
                               RATES, RESULTS, SEEDS, form_name)
-from support.files import ROOT, blaming, read_json, run_command, write_text
+from support.commands import run_command
+from support.files import ROOT, blaming, read_json, write_text
 
 DOCUMENTS = "README.md", "RESULTS.md"
 MODES = {"prefix": "prefix-tuning", "finetune": "fine-tuning"}

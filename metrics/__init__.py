@@ -13,7 +13,7 @@ from collections.abc import Mapping, Set
 
 from metrics import cider, meteor, mteval, ptb, rouge
 from metrics.files import read_corpora, read_outputs, read_references
-from support.files import InputError
+from support.commands import InputError
 
 __all__ = ["METRICS", "Scorer", "evaluate", "format_table",
            "read_corpora", "read_outputs", "read_references"]

@@ -10,7 +10,8 @@ if not __package__:  # started as `python /path/to/metrics`, which leaves out th
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from metrics import METRICS, Scorer, format_table, meteor, mteval, read_corpora  # noqa: E402
-from support.files import InputError, run_command, write_text  # noqa: E402
+from support.commands import InputError, run_command  # noqa: E402
+from support.files import write_text  # noqa: E402
 
 DESCRIPTION = """\
 Score outputs against references as the E2E NLG challenge does, without its Perl and Java.

@@ -6,8 +6,8 @@
 import argparse
 
 from metrics.meteor_data import KNOWN, OWN_FOLDER, check
+from support.commands import run_command
 from support.downloads import download
-from support.files import run_command
 
 URL = (  # in the repository of the challenge's scripts
     "https://raw.githubusercontent.com/tuetschek/e2e-metrics/"

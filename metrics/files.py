@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from support.files import InputError
+from support.commands import InputError
 
 # A table's columns are known by how their headers begin.
 SOURCE_COLUMN = re.compile(r"mr|src|source|meaning|da|dial(ogue)?[ _.-]act", re.IGNORECASE)

@@ -20,7 +20,7 @@ from collections import defaultdict
 
 from metrics import meteor_data
 from metrics.meteor_data import Lexicon, ngrams
-from support.files import InputError
+from support.commands import InputError
 
 HOW_TO_GET = ("METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them "
               "with `python -m metrics.download`, or let METEOR_DATA name a folder that has them.")

@@ -18,7 +18,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from support.files import ROOT, InputError, sha256, write_aside
+from support.commands import InputError
+from support.files import ROOT, sha256, write_aside
 
 JAR, TABLE = "meteor-1.5.jar", "data/paraphrase-en.gz"
 KNOWN = {  # size and SHA-256, which are the same in e2e-metrics and in pycocoevalcap 1.2

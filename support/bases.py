@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from support import hugging_face
+from support.commands import InputError
 from support.downloads import download
-from support.files import (ROOT, InputError, blaming, existing_file, read_json, refuse_file,
-                           write_json)
+from support.files import ROOT, blaming, existing_file, read_json, refuse_file, write_json
 from support.tf_checkpoint import read_openai_weights
 
 SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")  # OpenAI's own names

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-from support.files import InputError
+from support.commands import InputError
 
 
 class Unset(TorchFunctionMode):

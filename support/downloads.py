@@ -9,8 +9,8 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
 
-from support.files import (InputError, acquire, blaming_disk, move_into_place, progress_bar,
-                           sha256)
+from support.commands import InputError, progress_bar
+from support.files import acquire, blaming_disk, move_into_place, sha256
 
 STALLED = 20  # seconds without a byte
 TRIES, PAUSE = 4, 2  # answers in a row that bring nothing new; seconds between two

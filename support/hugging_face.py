@@ -13,8 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from support.files import (InputError, blaming, existing_file, read_json, write_aside,
-                           write_json)
+from support.commands import InputError
+from support.files import blaming, existing_file, read_json, write_aside, write_json
 from support.tokenizer import vocabulary_files
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from support.files import InputError
+from support.commands import InputError
 
 BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

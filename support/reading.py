@@ -13,8 +13,9 @@ import re
 import zipfile
 from pathlib import Path
 
+from support.commands import InputError
 from support.downloads import download
-from support.files import ROOT, InputError, refuse_file, sha256
+from support.files import ROOT, refuse_file, sha256
 
 SPLITS = ("train", "valid", "test")
 SRC1_NAMES = {split: f"src1_{split}.txt" for split in SPLITS}

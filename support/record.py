@@ -13,9 +13,9 @@ import zipfile
 
 import torch
 
+from support.commands import InputError, progress_bar
 from support.devices import peak_memory
-from support.files import (InputError, blaming, blaming_disk, progress_bar, write_aside,
-                           write_text)
+from support.files import blaming, blaming_disk, write_aside, write_text
 from support.processes import add_up, rank
 from support.run_folder import check_same_run
 

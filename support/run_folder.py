@@ -13,7 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from support.files import ASIDE, InputError, acquire, blaming, read_json, sha256
+from support.commands import InputError
+from support.files import ASIDE, acquire, blaming, read_json, sha256
 from support.processes import rank
 from support.settings import Settings
 

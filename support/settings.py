@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from support.bases import PUBLISHED, count_weights, read_config
-from support.files import InputError, seed_number
+from support.commands import InputError, seed_number
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
                  "finetune": 5e-5}  # and its fine-tuning

@@ -14,7 +14,7 @@ from pathlib import Path
 import crc32c
 import torch
 
-from support.files import InputError
+from support.commands import InputError
 
 MAGIC = bytes.fromhex("57fb808b247547db")  # the last eight bytes of every table
 

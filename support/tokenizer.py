@@ -8,7 +8,8 @@ import re
 
 import tiktoken
 
-from support.files import InputError, blaming, existing_file, read_json
+from support.commands import InputError
+from support.files import blaming, existing_file, read_json
 
 # Text is first cut into words, each with the blank before it; only inside them are bytes merged
 # (OpenAI's encoder.py).

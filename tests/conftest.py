@@ -28,7 +28,7 @@ import gpt2
 import prefix as prefix_module
 import train
 from experiments.bench.twins import hugging_face_twin, peft_twin  # noqa: F401
-from support.files import run_command
+from support.commands import run_command
 from support.speed import wanted_logits
 
 

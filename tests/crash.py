@@ -34,7 +34,7 @@ import torch._dynamo  # noqa: E402, F401  # the same
 import metrics  # noqa: E402
 import train  # noqa: E402
 from gpt2 import GPT2, load_config, save_model  # noqa: E402
-from support import files as common  # noqa: E402
+from support import commands, files as common  # noqa: E402
 from support import record  # noqa: E402
 
 TRAIN = ["--epochs", "2", "--batch-size", "4", "--num-beams", "2",
@@ -166,7 +166,7 @@ def start(arguments, out, says, n=None, signal_number=signal.SIGKILL, after=LIMI
         sys.argv = ["train.py", *arguments, "--out", str(out)]
         operations = FileOperations(out, n, signal_number)
         operations.install()
-        common.run_command(train.main)
+        commands.run_command(train.main)
         status = 0
         sys.__stderr__.write(f"operations: {' '.join(operations.kinds)}\n")
     except SystemExit as error:

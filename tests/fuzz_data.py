@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from e2e_data import linearize, read_examples, read_split, read_table
-from support.files import InputError
+from support.commands import InputError
 from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME
 
 KEYS = {"name": "name", "eatType": "Type", "priceRange": "price",

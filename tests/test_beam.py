@@ -18,9 +18,9 @@ from e2e_data import encode_table
 from gpt2 import load_config, load_model, load_tokenizer
 from prefix import load_past, save_prefix
 from support import speed
+from support.commands import InputError
 from support.devices import autocast
 from support.drawing import draw_tree
-from support.files import InputError
 from support.speed import Growing, rows_that_stay
 
 MAX_NEW = 12

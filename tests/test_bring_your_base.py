@@ -22,7 +22,8 @@ from describe import describe_tables, load_run, read_source
 from gpt2 import GPT2Config, generate, load_both, load_model, load_tokenizer, save_model
 from prefix import Prefix, load_prefix, save_prefix
 from support import bases
-from support.files import InputError, read_json, write_json
+from support.commands import InputError
+from support.files import read_json, write_json
 
 END = "<|endoftext|>"
 ADDED = ["<name>", "</name>", "Zizzi", "Zizzi Cafe", "pu", " pub", "Ġthe", "<|pad|>"]

@@ -18,7 +18,7 @@ import metrics
 import train
 from e2e_data import read_split, read_table
 from support import drawing
-from support.files import InputError
+from support.commands import InputError
 from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME
 from support.record import Record
 from support.settings import Settings

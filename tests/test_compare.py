@@ -11,7 +11,8 @@ from conftest import run_here
 
 import compare
 from support import drawing
-from support.files import InputError, sha256
+from support.commands import InputError
+from support.files import sha256
 from support.settings import Settings
 
 

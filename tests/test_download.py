@@ -11,7 +11,7 @@ import torch
 import e2e_data
 import gpt2
 from support import bases, downloads, reading
-from support.files import InputError
+from support.commands import InputError
 
 WEIGHTS, VOCABULARY = sorted(bases.WEIGHT_FILES), sorted(bases.VOCABULARY_FILES)
 SRC1 = sorted(reading.SRC1_NAMES.values())

@@ -16,8 +16,8 @@ import pytest
 from conftest import start_warm
 from support import bases
 from support import downloads as download_module
+from support.commands import InputError, run_command
 from support.downloads import download
-from support.files import InputError
 
 CONTENT = random.Random(0).randbytes(300_000)
 SMALL = b"abcdefghijklmnopqrstuvwxyz" * 2
@@ -310,7 +310,6 @@ def test_a_proxy_that_is_nonsense_is_one_sentence(path, proxy, monkeypatch):
 
 CALL = """
 import resource, sys
-from support.files import run_command
 from support.downloads import download
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 run_command(lambda: download(sys.argv[1], sys.argv[2]))

@@ -12,7 +12,7 @@ import e2e_data
 from e2e_data import (encode_example, encode_table, group_by_table, linearize, make_batch,
                       read_split, shuffled_batches)
 from gpt2 import load_tokenizer
-from support.files import InputError
+from support.commands import InputError
 from support.reading import SRC1_NAMES, ZIP_NAME, find_data, is_known
 
 SIZES = {"train": (42061, 4862), "valid": (4672, 547), "test": (4693, 630)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import gpt2
 from gpt2 import GPT2, GPT2Config, generate
 from support.bases import PUBLISHED
-from support.files import InputError
+from support.commands import InputError
 from support.speed import Growing, pad, rows_that_stay, wanted_logits
 
 SEEDS = range(6)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_compare import write_run
 
 import compare
-from support.files import InputError
+from support.commands import InputError
 from support.run_folder import read_settings
 
 VALUES = st.recursive(

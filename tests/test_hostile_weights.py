@@ -21,7 +21,8 @@ import gpt2
 from gpt2 import GPT2, GPT2Config, load_both, load_config, load_model, save_model
 from prefix import Prefix, load_prefix, save_prefix
 from support import bases
-from support.files import InputError, read_json, write_json
+from support.commands import InputError
+from support.files import read_json, write_json
 from support.tf_checkpoint import MAGIC, read_tf_checkpoint
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"

@@ -14,7 +14,7 @@ from e2e_data import encode_example, read_split, tokenise_text
 from experiments import kinds
 from gpt2 import load_tokenizer
 from prefix import Prefix
-from support.files import InputError
+from support.commands import InputError
 from support.reading import ZIP_NAME, find_data
 
 TABLE = "name : Alimentum | area : city centre | family friendly : no"

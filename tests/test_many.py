@@ -19,7 +19,8 @@ from beam import Hypothesis, beam_search
 from describe import describe_tables, describe_with_each, draw_sentences, load_run, load_runs
 from gpt2 import GPT2Config, generate, load_both, load_model, save_model
 from prefix import Prefix, activations, save_prefix, stack_pasts
-from support.files import InputError, read_json, write_json
+from support.commands import InputError
+from support.files import read_json, write_json
 from support.settings import Settings
 
 TABLES = ["name : Blue Spice | Type : pub",

@@ -18,7 +18,8 @@ from metrics import download, meteor_data, ptb
 from metrics import meteor as meteor_module
 from metrics.meteor import EXACT, Meteor, Output, Text, align, normalize, score, stem
 from metrics.meteor_data import KNOWN, Lexicon
-from support.files import InputError, sha256
+from support.commands import InputError
+from support.files import sha256
 
 # On a busy machine a slow example is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)

@@ -21,7 +21,7 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 import metrics
 from metrics import __main__ as main
 from metrics import mteval
-from support.files import InputError
+from support.commands import InputError
 
 # On a busy machine a slow example is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)

@@ -14,7 +14,7 @@ from peft import PeftModel
 from gpt2 import GPT2Config
 from prefix import Prefix, activations, count_parameters, load_prefix, save_prefix
 from support.bases import PUBLISHED
-from support.files import InputError
+from support.commands import InputError
 
 SEEDS = range(4)
 FORMS = ("network", "per-layer", "direct")

@@ -11,7 +11,7 @@ from conftest import (assert_close, random_config, random_examples, random_model
 import describe
 import train
 from support import processes
-from support.files import InputError
+from support.commands import InputError
 
 SCRIPT = """
 import sys
@@ -33,7 +33,7 @@ torch.save(trained.state_dict(), folder / f"rank-{processes.rank()}.pt")
 BLIND = """
 import os
 import train
-from support import files, processes
+from support import commands, processes
 
 class Elsewhere(type(processes.Path())):
     def exists(self):
@@ -41,7 +41,7 @@ class Elsewhere(type(processes.Path())):
 
 if os.environ["RANK"] == "1":
     processes.Path = Elsewhere
-files.run_command(train.main)
+commands.run_command(train.main)
 """
 QUICK = ("--mode", "prefix", "--model", "tiny", "--device", "cpu", "--max-steps", 2, "--num-beams",
          2, "--max-new-tokens", 8)

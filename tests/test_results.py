@@ -21,7 +21,7 @@ from experiments import lora, make, tables
 from experiments.bench import decoding
 from gpt2 import GPT2, load_both, load_config, save_model
 from support import drawing
-from support.files import InputError
+from support.commands import InputError
 
 MEASURED = [part for part in make.PARTS if (ROOT / "experiments/results" / f"{part}.json").exists()]
 

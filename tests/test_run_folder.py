@@ -22,9 +22,9 @@ import train
 from gpt2 import GPT2Config, load_both, save_model
 from support import files as common
 from support import record
+from support.commands import InputError, escape_controls
 from support.downloads import alone
-from support.files import (InputError, printable, read_json, write_aside, write_json,
-                           write_text)
+from support.files import read_json, write_aside, write_json, write_text
 from support.record import Record
 from support.run_folder import claim, fingerprints
 
@@ -324,7 +324,7 @@ def test_ctrl_c_before_there_is_a_run_says_to_start_again_and_not_to_resume(tmp_
 FULL_DISK = """
 import resource, signal, sys
 import gpt2, prefix
-from support import files as common, record
+from support import commands, files as common, record
 base, folder = sys.argv[1:]
 model = gpt2.load_model(base)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -334,7 +334,7 @@ for write in (lambda: gpt2.save_model(model, folder, base),
               lambda: record.save_state(common.Path(folder), {}, {"trained": model}, 0, [])):
     try:
         write()
-    except common.InputError as error:
+    except commands.InputError as error:
         assert folder in str(error) and "make room" in str(error), error
         print("told")
 """
@@ -357,7 +357,7 @@ def test_memory_that_is_full_is_one_sentence_on_any_device(error):
         with common.blaming("a file"), common.blaming_disk("another"):
             raise error
 
-    assert "the memory is full; a smaller --batch-size" in run_here(train_on_it).error
+    assert "out of memory; a smaller --batch-size" in run_here(train_on_it).error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -425,14 +425,14 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_control_characters_are_shown_and_letters_stay():
-    assert printable("\x1b]0;owned\x07é £ 日 😀\ta\nb\x9b\u202e") == \
+    assert escape_controls("\x1b]0;owned\x07é £ 日 😀\ta\nb\x9b\u202e") == \
         "\\x1b]0;owned\\x07é £ 日 😀\ta\nb\\x9b\\u202e"
 
 
 def light(text, stdout="", **variables):
     """Runs a command that only prints, cold, its output into a full disk, or where nobody reads it;
     it needs no PyTorch."""
-    code = f"from support.files import run_command; run_command(lambda: print({ascii(text)}))"
+    code = f"from support.commands import run_command; run_command(lambda: print({ascii(text)}))"
     return into(stdout, "-c", code, **variables)
 
 
@@ -453,9 +453,9 @@ def test_a_terminal_of_any_encoding_gets_the_sentence(encoding):
 def test_a_name_that_is_not_utf_8_is_told_before_any_work(tmp_path, monkeypatch):
     name = os.fsdecode(b"caf\xe9")
     done = run_here(describe.main, "tiny", "--data", "sample", "--out", tmp_path / name)
-    assert "caf\\udce9' is not in UTF-8; rename it" in done.error and not any(tmp_path.iterdir())
+    assert "caf\\udce9' is not UTF-8; rename" in done.error and not any(tmp_path.iterdir())
     monkeypatch.setattr(os, "getcwd", lambda: f"/{name}")
-    assert "is not in UTF-8" in run_here(describe.main, "tiny", "name : Cocum").error
+    assert "is not UTF-8" in run_here(describe.main, "tiny", "name : Cocum").error
 
 
 @pytest.mark.parametrize("stdout, status, message", [

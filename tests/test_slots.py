@@ -6,7 +6,7 @@ import pytest
 from conftest import run_here
 
 from experiments import slots
-from support.files import InputError
+from support.commands import InputError
 
 
 @pytest.mark.parametrize("slot, value, sentence, expected", [

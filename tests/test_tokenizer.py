@@ -12,7 +12,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from e2e_data import read_split
 from gpt2 import load_tokenizer
-from support.files import InputError, read_json, write_json
+from support.commands import InputError
+from support.files import read_json, write_json
 from support.reading import SPLITS
 
 

@@ -504,8 +504,8 @@ MISTAKES = [
     (["--resume"], "holds no run to go on with"),
     (["--prefix-length", "3", "0"], "--prefix-length must be above 0 and finite, but is 0"),
     (["--seed", "1", "2", "1"], "--seed 1 2 1: give each number once"),
-    (["--seed", str(2**64)], f"{2**64} does not fit in 64 bits"),
-    ([f"--seed={-2**63 - 1}"], f"{-2**63 - 1} does not fit in 64 bits"),
+    (["--seed", str(2**64)], f"{2**64} does not fit into 64 bits"),
+    ([f"--seed={-2**63 - 1}"], f"{-2**63 - 1} does not fit into 64 bits"),
     (["--prefix-form", "direct", "--prefix-hidden", "9"], "a direct prefix has no network"),
     (["--mode", "finetune", "--prefix-words", "pub"], "--prefix-words: fine-tuning has no prefix"),
 ]

@@ -22,7 +22,8 @@ import prefix
 from gpt2 import (GPT2, GPT2Config, generate, load_config, load_model, load_tokenizer,
                   save_model)
 from support.bases import PUBLISHED
-from support.files import InputError, read_json, write_json
+from support.commands import InputError
+from support.files import read_json, write_json
 from support.tf_checkpoint import read_tf_checkpoint
 
 

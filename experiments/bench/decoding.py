@@ -20,8 +20,8 @@ from experiments.bench.training import PREFIX_LENGTH, add_arguments, random_mode
 from experiments.bench.twins import hugging_face_twin, peft_twin
 from gpt2 import load_tokenizer
 from prefix import Prefix, stack_pasts
+from support.commands import InputError, format_rows, run_command
 from support.devices import pick_device
-from support.files import InputError, format_rows, run_command
 from support.reading import find_data
 
 NUM_BEAMS, N_PREFIXES = 5, 16

@@ -20,8 +20,8 @@ from experiments.bench.twins import hugging_face_twin, peft_twin
 from gpt2 import GPT2, GPT2Config, load_config, load_tokenizer
 from prefix import Prefix
 from support.bases import PUBLISHED
+from support.commands import InputError, format_rows, run_command
 from support.devices import peak_memory, pick_device, reset_peak_memory
-from support.files import InputError, format_rows, run_command
 from support.reading import find_data
 from train import make_optimizer, train_step
 

@@ -37,8 +37,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository
 
 from e2e_data import tokenise_text, tokenise_value  # noqa: E402
 from gpt2 import GPT2, GPT2Config, load_tokenizer, save_model  # noqa: E402
+from support.commands import InputError, run_command  # noqa: E402
 from support.devices import autocast, pick_device  # noqa: E402
-from support.files import InputError, read_json, run_command, write_aside, write_text  # noqa: E402
+from support.files import read_json, write_aside, write_text  # noqa: E402
 
 SIZES = GPT2Config(n_vocab=4096, n_ctx=512, n_embd=256, n_head=4, n_layer=6)
 TOKENS_PER_STEP = 2048
