@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from e2e_data import check_lengths, encode_table
+from e2e_data import check_lengths, encode_table, read_table
 from gpt2 import load_both, past_length
 from prefix import load_past
 from support.bases import NAMES
@@ -225,14 +225,15 @@ def main():
     past = None
     if args.prefix:
         past, _ = load_past(args.prefix, model)
-    prompt, banned = encode_table(tokenizer, args.table), banned_tokens(model, tokenizer)
+    table, banned = read_table(args.table), banned_tokens(model, tokenizer)
+    prompt = encode_table(tokenizer, table)
     P = past_length(past)
     check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,
                  banned)
     search = WatchedSearch()
     search_batch(model, [prompt], past, [P], [search], args.num_beams, args.max_new_tokens,
                  args.length_penalty, banned)
-    print(f"{args.table}\n\n  sum of log-probabilities, and what was written\n")
+    print(f"{table}\n\n  sum of log-probabilities, and what was written\n")
     print("\n".join(draw_tree(search, tokenizer)))
 
 

@@ -139,26 +139,29 @@ def read_source(source):
 
 
 def describe_tables(run, tables, decoder=DECODER, batch_size=64):
-    """The best sentence for each table, in one line. `decoder`: settings as in DECODER."""
-    mine = tables[rank() :: world_size()]  # of several processes each describes its share
-    return collect(search_tables(run, mine, run.past, decoder, batch_size))
+    """The best sentence for each table, in any form of `read_table`. `decoder`: as in DECODER."""
+    return search(run, read_prompts(run, tables), run.past, decoder, batch_size)
 
 
-def describe_with_each(run, pasts, tables, decoder=DECODER, batch_size=64):
-    """Yields {name: sentence} for each table, after each of `pasts`, {name: past}, all in one
+def read_prompts(run, tables):
+    """The prompts of tables in any form of `read_table`."""
+    return [encode_table(run.tokenizer, read_table(table)) for table in tables]
+
+
+def search_with_each(run, pasts, prompts, decoder=DECODER, batch_size=64):
+    """Yields {name: sentence} for each prompt, after each of `pasts`, {name: past}, all in one
     batch."""
     at_once = max(1, batch_size // len(pasts))
-    for at in range(0, len(tables), at_once):
-        some = tables[at : at + at_once]
-        rows = [table for table in some for _ in pasts]
+    for at in range(0, len(prompts), at_once):
+        some = prompts[at : at + at_once]
+        rows = [prompt for prompt in some for _ in pasts]
         past, past_lengths = stack_pasts([*pasts.values()] * len(some))
-        sentences = iter(search_tables(run, rows, past, decoder, batch_size, past_lengths))
+        sentences = iter(search(run, rows, past, decoder, batch_size, past_lengths))
         yield from ({name: next(sentences) for name in pasts} for _ in some)
 
 
-def search_tables(run, tables, past, decoder, batch_size, past_lengths=None):
-    """The best sentence for each table, after pasts as in `beam_search`."""
-    prompts = [encode_table(run.tokenizer, table) for table in tables]
+def search(run, prompts, past, decoder, batch_size, past_lengths=None):
+    """The best sentence for each prompt, in one line, after pasts as in `beam_search`."""
     with autocast(run.model.device, run.settings["dtype"]):
         found = beam_search(run.model, prompts, past, **decoder,
                             banned=banned_tokens(run.model, run.tokenizer),
@@ -167,12 +170,18 @@ def search_tables(run, tables, past, decoder, batch_size, past_lengths=None):
 
 
 def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max_new_tokens"]):
-    """Yields for each table a sentence drawn from the model; at temperature 1 as it says."""
+    """Yields for each table, in any form of `read_table`, a sentence sampled from the model."""
+    return sample(run, read_prompts(run, tables), temperature, seed, max_new_tokens)
+
+
+def sample(run, prompts, temperature, seed, max_new_tokens):
+    """Yields for each prompt a sentence sampled from the model; temperature 1 leaves its
+    distribution as it is."""
     banned, generator = banned_tokens(run.model, run.tokenizer), torch.Generator().manual_seed(seed)
-    for table in tables:
+    for prompt in prompts:
         with autocast(run.model.device, run.settings["dtype"]):
-            tokens = list(generate(run.model, encode_table(run.tokenizer, table), max_new_tokens,
-                                   temperature, generator, banned, run.past))
+            tokens = list(generate(run.model, prompt, max_new_tokens, temperature, generator,
+                                   banned, run.past))
         yield single_blanks(run.tokenizer.decode(tokens))
 
 
@@ -180,7 +189,7 @@ def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max
 def log_probability(run, table, sentence):
     """log p(sentence and its end | table) in nats, summed over their tokens. What the model reads
     is " " + table + "<|endoftext|>" + " " + sentence + "<|endoftext|>"."""
-    example = encode_example(run.tokenizer, table, sentence)
+    example = encode_example(run.tokenizer, read_table(table), sentence)
     batch = make_batch([example], run.model.device)
     with autocast(run.model.device, run.settings["dtype"]):
         logits = run.model(batch.tokens, run.past)  # [1, T, n_vocab]
@@ -196,12 +205,14 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     """
     test_file = split_path(find_data(data), "test")
     examples = read_examples(test_file.parent, "test")
-    P = past_length(run.past)
-    check_lengths([(where, P, encode_table(run.tokenizer, table), decoder["max_new_tokens"])
-                   for where, (table, _) in examples], run.model.config.n_ctx)
     groups = group_by_table(example for _, example in examples)
     tables, references = list(groups), list(groups.values())
-    outputs = describe_tables(run, tables, decoder, batch_size)
+    prompts = {table: encode_table(run.tokenizer, table) for table in tables}
+    P = past_length(run.past)
+    check_lengths([(where, P, prompts[table], decoder["max_new_tokens"])
+                   for where, (table, _) in examples], run.model.config.n_ctx)
+    share = list(prompts.values())[rank() :: world_size()]  # each process decodes its share
+    outputs = collect(search(run, share, run.past, decoder, batch_size))
     if rank() > 0:  # one process scores and writes
         return None
     if out is not None:
@@ -300,12 +311,12 @@ def describe(args, decoder):
     check_search(run.model, prompts, [longest] * len(prompts), **decoder,
                  banned=banned_tokens(run.model, run.tokenizer))
     if args.others:
-        found = describe_with_each(run, pasts, tables, decoder, args.decode_batch_size)
+        found = search_with_each(run, pasts, prompts, decoder, args.decode_batch_size)
         lines = (f"{source}\t{sentence}" for each in found for source, sentence in each.items())
     elif args.temperature is not None:
-        lines = draw_sentences(run, tables, args.temperature, args.seed, args.max_new_tokens)
+        lines = sample(run, prompts, args.temperature, args.seed, args.max_new_tokens)
     else:
-        lines = describe_tables(run, tables, decoder, args.decode_batch_size)
+        lines = search(run, prompts, run.past, decoder, args.decode_batch_size)
     for line in lines:
         print(line)
 

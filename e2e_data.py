@@ -44,17 +44,19 @@ def read_examples(folder, split):
 def read_table(table):
     """A table in any form -> the form that the model reads. Raises InputError.
 
-    E2E's own form, `name[Cocum], eatType[pub]`, becomes `name : Cocum | Type : pub`, as Li & Liang
-    prepared it. Others stay as they are, but for white space: `name : Cocum | Type : pub`, the dict
-    {"name": "Cocum", "Type": "pub"}, the pairs [["name", "Cocum"], ["Type", "pub"]].
+    E2E's own form, `name[Cocum], eatType[pub]` from its first to its last character, becomes
+    `name : Cocum | Type : pub`, as Li & Liang prepared it. Other forms keep their keys and values,
+    with single blanks: `name : Cocum | Type : pub`, the dict {"name": "Cocum", "Type": "pub"}, the
+    pairs [["name", "Cocum"], ["Type", "pub"]]. A result is not read again: its brackets could look
+    like E2E's.
     """
     if isinstance(table, dict):
         table = list(table.items())
     if isinstance(table, (list, tuple)):
         return one_line(join_slots(map(read_slot, table)), "table")
     table = one_line(table, "table")
-    if "[" in table.partition(":")[0]:
-        table = one_line(linearize(table))
+    if re.fullmatch(E2E_FORM, table):
+        return one_line(linearize(table))
     if not all(" : " in f"{slot} " for slot in table.split(" | ")):
         raise InputError("`key[value], key[value], ...` or `key : value | key : value | ...` was "
                          f"expected, but it is {table[:200]!r}")
@@ -77,7 +79,8 @@ def read_slot(slot):
 
 
 KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
-SLOT = r"([^\s\[\],](?:[^\[\],]*[^\s\[\],])?)\[([^\[\]]*)\]"  # key[value], no blank around the key
+SLOT = r"([^\s\[\],:|](?:[^\[\],:|]*[^\s\[\],:|])?)\[([^\[\]]*)\]"  # key[value]
+E2E_FORM = f"{SLOT}(?:, {SLOT})*"
 
 
 def linearize(meaning_representation):
@@ -87,7 +90,7 @@ def linearize(meaning_representation):
     'name : Blue Spice | Type : coffee shop | price : £ 20 - 25'
     """
     text = meaning_representation.strip()
-    if not re.fullmatch(f"{SLOT}(?:, {SLOT})*", text):
+    if not re.fullmatch(E2E_FORM, text):
         raise InputError(f"`key[value], key[value], ...` was expected, but it is {text[:200]!r}")
     return join_slots((KEYS.get(key, key), tokenise_value(value))
                       for key, value in re.findall(SLOT, text))
@@ -135,14 +138,14 @@ def group_by_table(examples):
 
 
 def encode_table(tokenizer, table):
-    """The prompt: the tokens of " " + table, in any form of `read_table`, then <|endoftext|>.
+    """The prompt: the tokens of " " + table, as `read_table` gives it, then <|endoftext|>.
 
     The blank in front is GPT-2's own habit: its tokens for words within a text begin with a blank,
     so "name" after one is the same token wherever it stands. <|endoftext|> says that the table has
     ended and the sentence begins; the model has met it between texts only, so it cannot be taken
     for a part of either.
     """
-    return tokenizer.encode_text(" " + read_table(table)) + [tokenizer.eot_token]
+    return tokenizer.encode_text(" " + table) + [tokenizer.eot_token]
 
 
 def encode_example(tokenizer, table, sentence):

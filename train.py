@@ -30,7 +30,7 @@ from support.devices import autocast, pick_device, reset_peak_memory
 from support.drawing import draw_losses, load_matplotlib
 from support.files import sha256, write_json
 from support.processes import add_up, check_one_folder, join, rank, wait_for_all, world_size
-from support.reading import SPLITS, find_data, split_path
+from support.reading import SPLITS, find_data, split_path, unread_files
 from support.record import Record, best_epoch, costs_in_words, costs_of_training
 from support.run_folder import check_folder, claim, fingerprints, is_finished
 from support.settings import DECODER, Settings, default_learning_rate, read_arguments
@@ -248,6 +248,9 @@ def read_data(settings, model, tokenizer):
         path, encoded[split] = split_path(folder, split), []
         if split in WITHOUT and not path.exists():
             print(f"{path} is missing: {WITHOUT[split]}.")
+            if others := unread_files(folder):
+                print(f"note: {', '.join(others[:3])} is there, but not read; rename the file to "
+                      f"{path.name} if it is the {split} data")
             made_from[f"{split}_sha256"] = ""
             continue
         for where, example in read_examples(folder, split):

@@ -60,6 +60,12 @@ def split_path(folder, split):
     raise InputError(f"{folder} has no {split} data; give it one of {names}")
 
 
+def unread_files(folder):
+    """The names of a folder's files that may be a split by another name, such as dev.jsonl."""
+    read = [split_path(folder, split) for split in SPLITS]
+    return sorted(path.name for path in folder.glob(f"*{read[0].suffix}") if path not in read)
+
+
 def is_known(path):
     """Whether a file is, to the bit, one of the files that E2E was published in."""
     return sha256(path) == KNOWN_SHA256.get(path.name)
@@ -146,7 +152,7 @@ def find_columns(what, names):
     """Where in `names` those of a table and its sentence stand. Raises InputError."""
     found = [pair for pair in COLUMNS if all(names.count(name) == 1 for name in pair)]
     if len(found) != 1:
-        raise InputError(f"{what} mr,ref were expected (or table,text), but they are "
+        raise InputError(f"{what} table,text were expected (or mr,ref), but they are "
                          f"{','.join(names)[:200]!r}")
     return [names.index(name) for name in found[0]]
 

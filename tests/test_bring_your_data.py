@@ -16,7 +16,8 @@ import describe
 import e2e_data
 import metrics
 import train
-from e2e_data import read_split, read_table
+from e2e_data import encode_table, read_split, read_table
+from gpt2 import load_both, load_tokenizer
 from support import drawing
 from support.commands import InputError
 from support.reading import CSV_NAMES, SRC1_NAMES, ZIP_NAME
@@ -72,6 +73,45 @@ def test_own_values_are_one_prompt_in_a_string_an_object_and_pairs(value, tmp_pa
     assert texts == [*map(read_table, tables)] == 3 * [tables[0]]
 
 
+@pytest.mark.parametrize("key, value", [
+    ("height [m]", "12"), ("food", "Thai [hot]"), ("a[b]", "c"), ("x, a[b]", "c[d]"), ("[", "]"),
+    ("a[b], c", "d[e]")])
+def test_brackets_in_own_keys_and_values_stay_from_the_file_to_the_prompt(tmp_path, key, value):
+    slots, tokenizer = [["name", "Tower"], [key, value]], load_tokenizer("tiny")
+    for slots in (slots, slots[::-1]):
+        text = " | ".join(map(" : ".join, slots))
+        write_jsonl(tmp_path, test=[(table, "x") for table in (text, dict(slots), slots)])
+        tables = [table for table, _ in read_split(tmp_path, "test")]
+        assert tables == 3 * [text]
+        assert tokenizer.decode(encode_table(tokenizer, tables[0])) == f" {text}<|endoftext|>"
+
+
+@pytest.mark.parametrize("text", ["name[Cocum", "name[A], foo", "name[A],eatType[pub]", "[A]"])
+def test_a_broken_table_in_e2es_form_is_refused(text):
+    with pytest.raises(InputError, match=r"`key\[value\], .* was expected, but it is '(name)?\["):
+        read_table(text)
+
+
+def test_a_table_is_read_once_from_the_file_or_the_program_to_the_prompt(tmp_path, monkeypatch):
+    read = []
+    for module in (e2e_data, describe):
+        monkeypatch.setattr(module, "read_table", lambda table: read.append(table) or table)
+    write_jsonl(tmp_path, train=EXAMPLES, valid=EXAMPLES[:4], test=EXAMPLES[:5])
+    settings = train.settle(Settings(mode="finetune", model="tiny", data=str(tmp_path)))
+    train.read_data(settings, *load_both("tiny"))
+    assert len(read) == len(EXAMPLES) + 4 + 5
+    read.clear()
+    run = describe.load_run("tiny", "cpu")
+    decoder = {"num_beams": 1, "length_penalty": 1.0, "max_new_tokens": 1}
+    describe.describe_tables(run, ["name : A"], decoder)
+    list(describe.draw_sentences(run, ["name : B"], 1.0, max_new_tokens=1))
+    describe.log_probability(run, "name : C", "C .")
+    assert read == ["name : A", "name : B", "name : C"]
+    read.clear()
+    describe.score_test_set(run, str(tmp_path), decoder, 64)
+    assert len(read) == 5
+
+
 def test_the_example_of_the_readme_is_linearised_as_the_papers_data_are():
     official = "name[Blue Spice], eatType[coffee shop], priceRange[£20-25], near[]"
     table = "name : Blue Spice | Type : coffee shop | price : £ 20 - 25 | near :"
@@ -124,6 +164,15 @@ def test_columns_that_do_not_say_what_is_table_and_what_is_text_are_refused(tmp_
 # Without a validation or test set
 
 
+@pytest.mark.parametrize("name", ["validation", "dev", "val"])
+def test_a_validation_set_by_another_name_is_named_and_what_to_call_it(tmp_path, capsys, name):
+    folder = write_jsonl(tmp_path / "data", train=EXAMPLES, test=EXAMPLES, **{name: EXAMPLES})
+    settings = train.settle(Settings(mode="finetune", model="tiny", data=str(folder)))
+    train.read_data(settings, *load_both("tiny"))
+    assert (f"note: {name}.jsonl is there, but not read; rename the file to valid.jsonl if it is "
+            "the valid data") in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("missing", [["valid"], ["test"]])
 def test_without_validation_or_test_set_training_works_and_says_what_it_leaves_out(
         run, tmp_path, capsys, missing):
@@ -136,6 +185,7 @@ def test_without_validation_or_test_set_training_works_and_says_what_it_leaves_o
     assert ("test.jsonl is missing: nothing is described and scored" in out) == ("test" in missing)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("validation_loss" in entry for entry in log) == ("valid" not in missing)
+    assert "is there, but not read" not in out
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "loss.png"} <= names
     assert ({"outputs.txt", "references.txt", "scores.json"} <= names) == ("test" not in missing)

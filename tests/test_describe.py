@@ -159,8 +159,8 @@ NOT_COMPARABLE = "cannot be compared with them"
 @pytest.fixture
 def printed(monkeypatch, capsys):
     """printed(data) -> what score_test_set prints, with made-up sentences and scores."""
-    monkeypatch.setattr(describe, "describe_tables",
-                        lambda run, tables, *_, **__: ["A pub ."] * len(tables))
+    monkeypatch.setattr(describe, "search",
+                        lambda run, prompts, *_, **__: ["A pub ."] * len(prompts))
     made_up = {"BLEU": 0.5, "NIST": 8.0, "METEOR": 0.4, "ROUGE_L": 0.7, "CIDEr": 2.0}
     monkeypatch.setattr(metrics, "evaluate", lambda references, outputs: made_up)
     settings = {"mode": "prefix", "model": "tiny", "seed": 0}

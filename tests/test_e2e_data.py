@@ -83,7 +83,7 @@ def test_a_broken_meaning_representation_is_refused(broken):
     ("src1_test.txt", "name : a||\n", "line 1"),
     ("src1_test.txt", "\n\n", "is empty"),
     ("src1_test.txt", "name : a||Caf\xe9".encode("latin-1"), "line 1: not UTF-8"),
-    ("testset_w_refs.csv", "mr,text\n", "line 1: the columns mr,ref were expected"),
+    ("testset_w_refs.csv", "mr,text\n", "line 1: the columns table,text were expected"),
     ("testset_w_refs.csv", 'mr,ref\n"name[a], food[b]",good\nname(a),bad\n',
      "line 3: `key.value.*`"),
     ("testset_w_refs.csv", "mr,ref\nname[a]\n", "line 2: a table and a sentence were expected"),

@@ -176,11 +176,11 @@ NO_EXAMPLES = {  # what stands in a line of JSON -> the message
     '{"table": "name : A", "text": "A."': "not JSON",
     '{"table": "name : A"} {"text": "A."}': "not JSON",
     "[" * 100_000: "not JSON",
-    '["name : A", "A."]': "keys mr,ref were expected",
-    '[["table", "name : A"], ["text", "A."]]': "keys mr,ref were expected",
-    '{"table": "name : A", "Text": "A."}': "keys mr,ref were expected",
-    '{"table": "name : A", "text": "A.", "text": "B."}': "keys mr,ref were expected",
-    '{"table": "name : A", "text": "A.", "mr": "x[B]", "ref": "B."}': "keys mr,ref were expected",
+    '["name : A", "A."]': "keys table,text were expected",
+    '[["table", "name : A"], ["text", "A."]]': "keys table,text were expected",
+    '{"table": "name : A", "Text": "A."}': "keys table,text were expected",
+    '{"table": "name : A", "text": "A.", "text": "B."}': "keys table,text were expected",
+    '{"table": "name : A", "text": "A.", "mr": "x[B]", "ref": "B."}': "keys table,text were expected",
 }
 
 
@@ -198,8 +198,7 @@ def test_a_line_of_json_that_is_no_example_is_refused_by_its_line_and_says_what_
     "name[x]," + "\n" * 10**6 + "eatType[pub]"
 ])
 def test_a_million_blanks_in_a_table_cost_nothing(text):
-    tokenizer = load_tokenizer("tiny")
-    assert encode_table(tokenizer, text) == encode_table(tokenizer, "name : x | Type : pub")
+    assert read_table(text) == "name : x | Type : pub"
 
 
 @pytest.mark.parametrize("text", [

@@ -16,7 +16,8 @@ from transformers import GPT2LMHeadModel
 
 import describe
 from beam import Hypothesis, beam_search
-from describe import describe_tables, describe_with_each, draw_sentences, load_run, load_runs
+from describe import (describe_tables, draw_sentences, load_run, load_runs, read_prompts,
+                      search_with_each)
 from gpt2 import GPT2Config, generate, load_both, load_model, save_model
 from prefix import Prefix, activations, save_prefix, stack_pasts
 from support.commands import InputError
@@ -185,7 +186,8 @@ def test_describing_with_each_gives_what_each_alone_gives_in_any_batch_size(runs
     run, pasts = load_runs(runs, "cpu")
     truth = [{source: alone[source][i] for source in runs} for i in range(len(TABLES))]
     for batch_size in (1, 64):
-        assert list(describe_with_each(run, pasts, TABLES, DECODER, batch_size)) == truth
+        prompts = read_prompts(run, TABLES)
+        assert list(search_with_each(run, pasts, prompts, DECODER, batch_size)) == truth
     assert described(runs[0], *OPTIONS, *TABLES, "--with", *runs[1:]) == [
         f"{source}\t{sentence}" for row in truth for source, sentence in row.items()]
 

@@ -60,3 +60,16 @@ def test_an_older_python_is_told_which_is_needed():
         if status:
             assert done.stderr == (f"error: Python {RUNS['lowest']} or later is needed, but this "
                                    "is Python 3.9.18\n")
+
+
+def test_a_clone_that_would_change_line_ends_has_the_same_bytes(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone, so there is no git to ask")
+    files = {}
+    for ends in ("true", "false"):  # true: git's setting on Windows
+        folder = tmp_path / ends
+        subprocess.run(["git", "clone", "-q", "-c", f"core.autocrlf={ends}", ROOT, folder],
+                       check=True)
+        files[ends] = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*")
+                       if path.is_file() and ".git" not in path.parts}
+    assert files["true"] == files["false"]
