@@ -31,8 +31,8 @@ from e2e_data import (check_lengths, encode_example, encode_table, group_by_tabl
 from gpt2 import GPT2, generate, load_both, past_length
 from prefix import load_past, stack_pasts
 from support.bases import NAMES, model_folder, read_adapter_config
-from support.commands import InputError, run_command, seed_number
-from support.devices import autocast, pick_device
+from support.commands import InputError, run_command
+from support.devices import autocast, pick_device, random_generator
 from support.files import sha256, write_json, write_text
 from support.processes import collect, launched, rank, world_size
 from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data, is_known,
@@ -177,7 +177,7 @@ def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max
 def sample(run, prompts, temperature, seed, max_new_tokens):
     """Yields for each prompt a sentence sampled from the model; temperature 1 leaves its
     distribution as it is."""
-    banned, generator = banned_tokens(run.model, run.tokenizer), torch.Generator().manual_seed(seed)
+    banned, generator = banned_tokens(run.model, run.tokenizer), random_generator(seed)
     for prompt in prompts:
         with autocast(run.model.device, run.settings["dtype"]):
             tokens = list(generate(run.model, prompt, max_new_tokens, temperature, generator,
@@ -267,7 +267,7 @@ def main():
     way("--temperature", type=float, help="draw sentences; 1: as the model says, 0: the likeliest "
         "token each time")
     add("--out", metavar="DIR", help="with --data: keep sentences and scores in this new folder")
-    add("--seed", type=seed_number, default=0, metavar="N",
+    add("--seed", type=int, default=0, metavar="N",
         help="for drawing (default: %(default)s)")
     add_arguments(parser, DECODER)
     add_device_arguments(parser)

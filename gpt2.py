@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from support import bases, hugging_face
-from support.commands import InputError, run_command, seed_number
-from support.devices import Unset, pick_device
+from support.commands import InputError, run_command
+from support.devices import Unset, pick_device, random_generator
 from support.tokenizer import Tokenizer
 
 # --------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def main():
         "(default: 60)")
     add("--temperature", type=float, default=0.0, metavar="T",
         help="0 takes the likeliest token (default), 1 draws as the model says")
-    add("--seed", type=seed_number, default=0, metavar="N", help="for drawing (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="for drawing (default: 0)")
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
     if args.temperature and not 0.01 <= args.temperature <= 100:
@@ -299,7 +299,7 @@ def main():
         raise InputError(f"after {len(tokens)} tokens there is room for {room}; --max-new-tokens "
                          "must be at least 1")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several tokens
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = random_generator(args.seed)
     max_new_tokens = min(args.max_new_tokens, room)
     print(args.prompt, end="", flush=True)
     written = generate(model, tokens, max_new_tokens, args.temperature, generator,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import metrics
 from beam import banned_tokens, check_search
-from compare import compare_runs
+from compare import FIGURES, compare_runs
 from describe import load_run, score_test_set
 from e2e_data import check_lengths, encode_example, make_batch, read_examples, shuffled_batches
 from gpt2 import load_both, save_model
@@ -32,7 +32,7 @@ from support.files import sha256, write_json
 from support.processes import add_up, check_one_folder, join, rank, wait_for_all, world_size
 from support.reading import SPLITS, find_data, split_path, unread_files
 from support.record import Record, best_epoch, costs_in_words, costs_of_training
-from support.run_folder import check_folder, claim, fingerprints, is_finished
+from support.run_folder import check_folder, check_parent, claim, fingerprints, is_finished
 from support.settings import DECODER, Settings, default_learning_rate, read_arguments
 from support.speed import fast_products, products_library, wanted_logits
 
@@ -309,8 +309,8 @@ def main():
 
     if args.resume and not is_begun():
         raise InputError(f"{out} holds no run to go on with")
-    if len(runs) > 1 and (out / "run.json").exists():
-        raise InputError(f"{out} holds a run itself; give another --out for several")
+    if len(runs) > 1:
+        check_parent(out, FIGURES)
     for folder, settings in runs.items():  # a mistake in the last one shows at once
         check_folder(folder, asdict(settings), args.resume)
     try:

@@ -36,6 +36,14 @@ def pick_device(name):
         raise InputError(f"the device {name!r} cannot be used here ({reason})") from None
 
 
+def random_generator(seed):
+    """A torch.Generator with a seed. Raises InputError for a seed that PyTorch does not take."""
+    try:
+        return torch.Generator().manual_seed(seed)
+    except (RuntimeError, OverflowError, ValueError):
+        raise InputError(f"the seed must fit into 64 bits, but is {seed}") from None
+
+
 def autocast(device, dtype):
     """A context in which, for "bfloat16", products are computed in it; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

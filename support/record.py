@@ -220,8 +220,11 @@ def load_state(folder, run, parts, device):
 
     Raises InputError where it is damaged, or the state of another run.
     """
-    path = folder / "training.pt"
+    path, log = folder / "training.pt", folder / "log.jsonl"
     if not path.exists():
+        if log.exists() and log.stat().st_size:
+            raise InputError(f"{path} is missing, so this training cannot resume; start again with "
+                             "another --out")
         return 0, []
     with blaming(path, "is damaged, so that training cannot go on from it; start anew with another "
                  "--out"):

@@ -56,6 +56,15 @@ def check_new(folder, what):
                          f"give a new folder for {what}")
 
 
+def check_parent(folder, names):
+    """Raises InputError where several runs cannot be put into a folder: it holds files, of a run or
+    of anything else. Figures of earlier runs, `names`, may be there."""
+    files = [path.name for path in folder.glob("*") if path.is_file()]
+    if others := sorted(set(files) - {LOCK, *names}):
+        raise InputError(f"{folder} holds {others[0]}, so it is a folder of its own; give another "
+                         "--out for several runs")
+
+
 def check_folder(folder, now, resume):
     """Raises InputError where a folder holds anything that a run cannot go on with.
 

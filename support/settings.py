@@ -12,7 +12,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from support.bases import PUBLISHED, count_weights, read_config
-from support.commands import InputError, seed_number
+from support.commands import InputError
+from support.devices import random_generator
 
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
                  "finetune": 5e-5}  # and its fine-tuning
@@ -61,7 +62,7 @@ class Settings:
     clip: float = setting(1.0, metavar="NORM", help="the most that the gradient's norm may be")
     max_steps: int | None = setting(None, metavar="N", help="stop after so many steps; the learning"
                                     " rate falls to 0 by then (default: all epochs' steps)")
-    seed: int = setting(0, metavar="N", type=seed_number, several=True, help="what is drawn at "
+    seed: int = setting(0, metavar="N", several=True, help="what is drawn at "
                         "random; of several a run each, and their mean and spread")
     dtype: str = setting("float32", choices=("float32", "bfloat16"),
                          help="bfloat16 (autocast) is for GPUs")
@@ -86,6 +87,7 @@ class Settings:
                 if not 0 <= value < math.inf or value == 0 and not may_be_0:
                     raise InputError(f"{option} must be {'0 or more' if may_be_0 else 'above 0'} "
                                      f"and finite, but is {value}")
+        random_generator(self.seed)
         changed = [option_of(one.name) for one in fields(self) if one.name.startswith("prefix_")
                    and getattr(self, one.name) != one.default]
         if self.mode == "finetune" and changed:
