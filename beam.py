@@ -154,7 +154,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
     for length in range(1, max_new_tokens + 1):
         log_probs = torch.log_softmax(logits.float(), -1)  # [B, beams, n_vocab]
         log_probs[..., banned] = -torch.inf
-        scores = torch.tensor([search.scores for search in searches], device=device)  # [B, beams]
+        scores = log_probs.new_tensor([search.scores for search in searches])  # [B, beams]
         candidates = scores[..., None] + log_probs  # each beam with each token
         candidates = candidates.flatten(1)  # [B, beams * n_vocab]
         top_scores, top = candidates.topk(2 * num_beams)  # each [B, 2 * num_beams], best first

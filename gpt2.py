@@ -248,8 +248,9 @@ def load_model(source, device="cpu", dtype=torch.float32):
     Tensors become the parameters one by one: no second copy of the model is ever in memory. Raises
     InputError where a file is missing or damaged, or does not hold just such a model.
     """
-    with torch.device("meta"), Unset():  # shapes without memory
-        model = GPT2(load_config(source))
+    config = load_config(source)
+    with torch.device("meta"), Unset():  # shapes without memory; a file read here would have none
+        model = GPT2(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     model.load_state_dict(bases.read_weights(source, shapes, device, dtype), assign=True)
     return model.eval()

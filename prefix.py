@@ -39,7 +39,11 @@ class Prefix(nn.Module):
         width = config.n_layer * 2 * config.n_embd  # a key and a value for each layer
         n_networks = {"network": 1, "per-layer": config.n_layer, "direct": 0}[form]
         hidden = hidden or HIDDEN.get(form)
-        self.embedding = nn.Embedding(length, config.n_embd if n_networks else width)  # P'
+        if n_networks or start is None:
+            self.embedding = nn.Embedding(length, config.n_embd if n_networks else width)  # P'
+        else:
+            self.embedding = nn.Embedding.from_pretrained(start.clone(), freeze=False)
+            start = None
         self.networks = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(config.n_embd, hidden),
@@ -48,9 +52,6 @@ class Prefix(nn.Module):
             )
             for _ in range(n_networks)
         )
-        if form == "direct" and start is not None:
-            self.embedding.weight.data.copy_(start)
-            start = None
         self.register_buffer("start", start, persistent=False)  # follows from the settings
 
     def key_values(self):

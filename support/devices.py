@@ -1,7 +1,7 @@
 """Where it is computed: devices, the numbers they multiply, the memory they take."""
 
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -18,6 +18,19 @@ class Unset(TorchFunctionMode):
         if function is torch.nn.init.normal_:
             return kwargs["tensor"]
         return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def usual_defaults():
+    """A context in which tensors are float32 and on the CPU unless told, whatever somebody, as in a
+    notebook, has set as PyTorch's defaults."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def pick_device(name):

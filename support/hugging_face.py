@@ -81,7 +81,9 @@ def read_tensors(path):
     Raises InputError where it is damaged, or holds anything but named tensors.
     """
     if path.suffix == ".safetensors":
-        with blaming(existing_file(path)), safetensors.safe_open(path, "pt") as file:
+        # Old versions of safetensors read to the device that somebody has set as the default.
+        with (blaming(existing_file(path)), torch.device("cpu"),
+              safetensors.safe_open(path, "pt") as file):
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}
             if "sha256" in metadata and metadata["sha256"] != sum_of(tensors):

@@ -6,24 +6,30 @@ import json
 import random
 import re
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import (DECODER, ROOT, assert_close, by_pefts_names, hugging_face_loss,
-                      hugging_face_twin, peft_twin, random_config, random_examples, random_model,
-                      random_prefix, rows_seen, run_here, weights_in)
+                      hugging_face_twin, other_defaults, peft_twin, random_config,
+                      random_examples, random_model, random_prefix, rows_seen, run_here,
+                      weights_in)
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 import train
+from beam import beam_search
+from describe import draw_sentences, load_run, log_probability
 from e2e_data import make_batch
 from gpt2 import load_both, load_config
 from prefix import Prefix
 from support import devices, record
 from support.files import sha256
 from support.record import Record
+from support.run_folder import read_settings
 from support.settings import read_arguments
 
+TABLES = ["name : The Mill", "Type : pub"]
 CPU = torch.device("cpu")
 MODES = ("network", "per-layer", "direct", "finetune")  # the forms of a prefix, and no prefix
 QUICK = ("--model", "tiny", "--device", "cpu", *DECODER)
@@ -376,6 +382,29 @@ def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_p
     assert (folder / "outputs.txt").read_bytes() == (prefix_run[0] / "outputs.txt").read_bytes()
     saved = [weights_in(run / "adapter_model.safetensors") for run in (folder, prefix_run[0])]
     assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize("mode", ["prefix", "finetune"])
+def test_another_default_device_or_dtype_changes_nothing(request, tmp_path, mode):
+    truth, _ = request.getfixturevalue(f"{mode}_run")
+    kept = {name: value for name, value in read_settings(truth).items() if "sha256" not in name}
+    folder, of, shown = tmp_path / "run", train.Settings(**kept), []
+    with other_defaults():
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(ZeroDivisionError):
+            patched.setattr(train, "draw_losses", lambda *_: 1 / 0)
+            train.train_and_score(of, folder, "cpu")
+        train.train_and_score(of, folder, "cpu", resume=True)  # from its last state
+        assert torch.get_default_dtype() == torch.float64  # still
+    name = f"{'adapter_' if mode == 'prefix' else ''}model.safetensors"
+    assert weights_in(folder / name) == weights_in(truth / name)
+    assert (folder / "outputs.txt").read_bytes() == (truth / "outputs.txt").read_bytes()
+    for context in (nullcontext, other_defaults):
+        with context():
+            run = load_run(folder, "cpu")
+            shown.append((
+                list(draw_sentences(run, TABLES, 1.0)), log_probability(run, *TABLES),
+                beam_search(run.model, [[9, 4], [7]], run.past, num_beams=3, max_new_tokens=4)))
+    assert shown[0] == shown[1]
 
 
 @pytest.fixture(scope="module")
