@@ -5,6 +5,7 @@ refused by name, and whatever is wrong inside a file ends in one error that name
 """
 
 import hashlib
+import math
 import re
 import shutil
 import zipfile
@@ -73,6 +74,18 @@ def read_weights(folder):
             name = name.removeprefix("transformer.")
             if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):  # old versions' causal mask
                 yield path, name, tensor
+
+
+def read_sizes(folder):
+    """How many numbers each tensor of a folder holds, as its files' headers tell."""
+    sizes = []
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with blaming(path), safetensors.safe_open(path, "pt") as file:
+                sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]
+        else:  # memory-mapped
+            sizes += [tensor.numel() for tensor in read_tensors(path)[0].values()]
+    return sizes
 
 
 def read_tensors(path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -199,6 +200,12 @@ def test_fingerprints_are_those_of_weights_and_vocabulary_and_not_of_their_files
     path = base / "vocab.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=3))  # the same in another dress
     assert fingerprints(*load_both(base)) == before
+
+
+def test_fine_tuning_reads_the_numbers_of_its_base_once_and_once_those_that_it_wrote(
+        command, base, old_safetensors):
+    folder = command("--mode", "finetune", "--max-steps", 1)
+    assert Counter(old_safetensors) == {path / "model.safetensors": 16 for path in (base, folder)}
 
 
 # --------------------------------------------------------------------------------------------------
