@@ -12,11 +12,12 @@ import torch
 
 from e2e_data import check_lengths, encode_table
 from gpt2 import load_both, past_length
-from prefix import load_past
+from prefix import load_pasts
 from support.bases import NAMES
 from support.devices import pick_device
 from support.drawing import draw_tree
 from support.files import InputError, progress_bar, run_command
+from support.run_folder import read_source
 from support.settings import DECODER, add_arguments
 from support.speed import Growing, pad, rows_that_stay, wanted_logits
 
@@ -215,16 +216,19 @@ def main():
     add = parser.add_argument
     add("table", nargs="?", default="name : Blue Spice | Type : pub | area : riverside",
         metavar="TABLE", help="what to describe (default: %(default)s)")
-    add("--model", default="tiny", metavar="NAME|DIR",
-        help=f"{', '.join(NAMES)} or a folder (default: %(default)s)")
-    add("--prefix", metavar="DIR", help="a folder with a prefix for this model, such as a run's")
+    add("--model", metavar="NAME|DIR", help=f"{', '.join(NAMES)} or a folder (default: the one that "
+        "the prefix was trained on, or tiny)")
+    add("--prefix", metavar="DIR", help="a folder with a prefix, such as a run's")
     add_arguments(parser, DECODER | {"num_beams": 3, "max_new_tokens": 40})
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
-    model, tokenizer = load_both(args.model, pick_device(args.device))
-    past = None
+    device, past = pick_device(args.device), None
     if args.prefix:
-        past, _ = load_past(args.prefix, model)
+        named = {args.prefix: read_source(args.prefix)["model"]}
+        model, tokenizer, pasts = load_pasts(named, device, args.model)
+        past = pasts[args.prefix]
+    else:
+        model, tokenizer = load_both(args.model or "tiny", device)
     prompt, banned = encode_table(tokenizer, args.table), banned_tokens(model, tokenizer)
     P = past_length(past)
     check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,
