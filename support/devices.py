@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-from support.files import InputError
+from support.files import InputError, first_line
 
 
 class Unset(TorchFunctionMode):
@@ -42,11 +42,13 @@ def pick_device(name):
         has_mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).tolist()  # "meta" would hold no numbers
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the device {name!r} cannot be used here ({reason})") from None
+    except NotImplementedError:  # which says so in a thousand characters
+        reason = "this PyTorch computes nothing on it"
+    except Exception as error:  # each device has errors of its own
+        reason = first_line(error)
+    raise InputError(f"the device {name!r} cannot be used here ({reason})")
 
 
 def autocast(device, dtype):

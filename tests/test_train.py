@@ -525,7 +525,6 @@ MISTAKES = [
     (["--warmup-steps", "-1"], "--warmup-steps must be 0 or more"),
     (["--model", "no-such-model"], "there is no model"),
     (["--data", "no-such-data"], "there is no data set"),
-    (["--device", "warp"], "the device 'warp' cannot be used here"),
     (["--prefix-length", "500"], "more than the 512 that the model has"),
     (["--num-beams", "3000"], "3000 beams are too many"),
     (["--length-penalty", "nan"], "length penalty of nan"),
@@ -538,6 +537,16 @@ MISTAKES = [
     (["--prefix-form", "direct", "--prefix-hidden", "9"], "a direct prefix has no network"),
     (["--mode", "finetune", "--prefix-words", "pub"], "--prefix-words: fine-tuning has no prefix"),
 ]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["warp", "", "cpu:x", "cuda:999", "meta", "mps:9", "xpu:9", "hip",
+                                  "vulkan", "privateuseone", "lazy", "mkldnn"])
+def test_a_device_that_computes_nothing_here_is_refused_in_one_line(name):
+    done = run_here(train.main, "--mode", "prefix", "--demo", "--device", name)
+    start = f"error: the device {name!r} cannot be used here ("
+    assert done.stderr.startswith(start) and done.stderr.count("\n") == 1
+    assert len(done.stderr) < len(start) + 205 and done.stdout == ""
 
 
 @pytest.mark.parametrize("arguments, message", MISTAKES)
