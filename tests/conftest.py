@@ -194,6 +194,14 @@ def rows_seen(model):
     return seen
 
 
+def dtypes_seen(model):
+    """{(whether gradients are wanted, the dtype of a product)} of all calls from here on."""
+    seen = set()
+    model.h[-1].attn.c_proj.register_forward_hook(
+        lambda module, inputs, output: seen.add((torch.is_grad_enabled(), output.dtype)))
+    return seen
+
+
 # --------------------------------------------------------------------------------------------------
 # The same by others
 # --------------------------------------------------------------------------------------------------

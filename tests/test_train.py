@@ -10,8 +10,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import (DECODER, ROOT, assert_close, by_pefts_names, hugging_face_loss,
-                      hugging_face_twin, other_defaults, peft_twin, random_config,
+from conftest import (DECODER, ROOT, assert_close, by_pefts_names, dtypes_seen,
+                      hugging_face_loss, hugging_face_twin, other_defaults, peft_twin, random_config,
                       random_examples, random_model, random_prefix, rows_seen, run_here,
                       weights_in)
 from safetensors.torch import load_file
@@ -205,12 +205,14 @@ def test_batches_of_the_validation_set_are_small_where_those_of_training_are(tmp
     assert sizes == [4, 40, 64]
 
 
-def test_bfloat16_trains_to_nearly_the_same_loss(tmp_path):
+def test_bfloat16_is_what_steps_and_validation_multiply_in_to_nearly_the_same_loss(tmp_path):
     losses = []
     for dtype in ("float32", "bfloat16"):
         model, prefix, examples = small_parts(dtype=torch.float32)
+        seen = dtypes_seen(model)
         log = train.train(settings(dtype=dtype), model, prefix, examples, examples,
                           Record(tmp_path / dtype))
+        assert seen == {(True, getattr(torch, dtype)), (False, getattr(torch, dtype))}
         assert {parameter.dtype for parameter in prefix.parameters()} == {torch.float32}
         losses.append(log[-1]["validation_loss"])
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
