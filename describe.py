@@ -29,16 +29,14 @@ from beam import banned_tokens, beam_search, check_search
 from e2e_data import (check_lengths, encode_example, encode_table, group_by_table, make_batch,
                       read_examples, read_table)
 from gpt2 import GPT2, generate, load_both, past_length
-from prefix import load_past, stack_pasts
-from support.bases import NAMES, model_folder, read_adapter_config
+from prefix import load_pasts, stack_pasts
 from support.commands import InputError, run_command
 from support.devices import autocast, pick_device, random_generator
 from support.files import sha256, write_json, write_text
 from support.processes import collect, launched, rank, world_size
 from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data, is_known,
                              parse_table, single_blanks, split_path)
-from support.run_folder import (check_new, claim, fingerprints, is_finished, read_settings,
-                                sums_of)
+from support.run_folder import check_new, claim, is_finished, read_source, sums_of
 from support.settings import DECODER, add_arguments, add_device_arguments
 from support.speed import products_library
 
@@ -76,7 +74,7 @@ def load_runs(sources, device="auto", base=None):
 
     A single source may be any run. Raises InputError.
     """
-    every, pasts = {source: read_source(source) for source in sources}, {}
+    every = {source: read_source(source) for source in sources}
     first, settings = next(iter(every.items()))
     device = pick_device(device)
     for source, its in every.items():
@@ -90,52 +88,10 @@ def load_runs(sources, device="auto", base=None):
             raise InputError(f"{first} is a whole model, to which no other base can be given")
         model, tokenizer = load_both(first, device)
         return Run(settings, tokenizer, model, None), {first: None}
-    named = settings["model"] = str(base or settings["model"])
-    try:
-        model, tokenizer = load_both(named, device)
-    except InputError as error:
-        if base is not None:
-            raise
-        raise InputError(f"{first} needs the base that it was trained on: {error}; or give it with "
-                         "--model") from None
-    now = {"model": named} | fingerprints(model, tokenizer)
-    for source, its in every.items():
-        pasts[source], made_from = load_past(source, model)
-        known = made_from or {"model": its["model"]}  # PEFT tells the name of a base, no more
-        for name, value in known.items():
-            if base is None and now.get(name, value) != value:  # one that is given may differ
-                other = f"was trained on another {name.removesuffix('_sha256')} than"
-                if source != first:
-                    raise InputError(f"leave out {source}: it {other} {first}")
-                raise InputError(f"{source} {other} what {named} holds now; bring that back, or "
-                                 f"use this one all the same with --model {named}")
+    named = {source: its["model"] for source, its in every.items()}
+    model, tokenizer, pasts = load_pasts(named, device, base)
+    settings["model"] = str(base or settings["model"])
     return Run(settings, tokenizer, model, pasts[first]), pasts
-
-
-def read_source(source):
-    """The settings of what a folder or a name stands for. Raises InputError where it is no run."""
-    folder = model_folder(source)
-    settings = {"mode": "the base alone", "model": str(source), "seed": None, "dtype": "float32"}
-    if (folder / "run.json").exists():
-        settings = read_settings(folder)
-        is_prefix = settings["mode"] == "prefix"
-        weights = "adapter_model.safetensors" if is_prefix else "model.safetensors"
-        if not (folder / weights).exists():
-            raise InputError(f"{folder} has no {weights} yet: no epoch of its training has ended; "
-                             "go on with train.py --resume")
-        return settings
-    if (folder / "adapter_config.json").exists():
-        named = str(read_adapter_config(folder)[1] or None)
-        hub_name = named.removeprefix("openai-community/")  # where Hugging Face has OpenAI's
-        return settings | {"mode": "prefix", "model": hub_name if hub_name in NAMES else named,
-                           "adapter": str(source)}
-    is_model = any((folder / name).exists() for name in ("config.json", "hparams.json"))
-    if source not in NAMES and not is_model:
-        inside = [str(path.parent) for path in sorted(folder.glob("*/run.json"))]
-        what = f"give one of those in it: {', '.join(inside[:9])}" if inside else (
-            "run.json, adapter_config.json, config.json and hparams.json are all missing")
-        raise InputError(f"{folder} holds neither a run nor a model; {what}")
-    return settings
 
 
 def describe_tables(run, tables, decoder=DECODER, batch_size=64):
@@ -295,8 +251,6 @@ def check_arguments(args):
         raise InputError("--temperature draws: --num-beams and --length-penalty are of the search")
     if args.data and args.tables:
         raise InputError("give either tables or --data")
-    if args.temperature and not 0.01 <= args.temperature <= 100:
-        raise InputError("--temperature must be 0, or from 0.01 to 100")
     if args.out:
         check_new(Path(args.out), "the sentences and scores")
 

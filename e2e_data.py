@@ -192,7 +192,8 @@ def make_batch(encoded, device="cpu"):
         end = number * T + len(row)
         wanted += range(end - len(answer), end)  # the prompt's last token asks for the first
         targets += answer
-    return Batch(tokens, places, torch.tensor(wanted).to(device), torch.tensor(targets).to(device))
+    wanted, targets = (torch.tensor(numbers, device=device) for numbers in (wanted, targets))
+    return Batch(tokens, places, wanted, targets)
 
 
 def shuffled_batches(encoded, batch_size, seed, epoch):

@@ -26,7 +26,7 @@ from gpt2 import load_both, save_model
 from prefix import HIDDEN, Prefix, activations, count_parameters, save_prefix
 from support.bases import NAMES, PUBLISHED, model_folder
 from support.commands import InputError, command_line, run_command
-from support.devices import autocast, pick_device, reset_peak_memory
+from support.devices import autocast, pick_device, reset_peak_memory, usual_defaults
 from support.drawing import draw_losses, load_matplotlib
 from support.files import sha256, write_json
 from support.processes import add_up, check_one_folder, join, rank, wait_for_all, world_size
@@ -281,7 +281,8 @@ def make_prefix(settings, model, tokenizer):
     if settings.prefix_words:
         words = tokenizer.encode(settings.prefix_words, allowed_special="all")
         start = activations(model, (words * length)[:length])
-    prefix = Prefix(model.config, length, settings.prefix_hidden, settings.prefix_form, start)
+    with usual_defaults():  # the random numbers of float32 on the CPU: the same everywhere
+        prefix = Prefix(model.config, length, settings.prefix_hidden, settings.prefix_form, start)
     return prefix.to(model.device)
 
 

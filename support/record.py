@@ -99,7 +99,7 @@ class Record:
         is the lowest so far."""
         if unseen is not None:
             lr = self.parts["schedule"].get_last_lr()[0]
-            check_losses(torch.tensor([unseen]), self.step, lr, self.folder)
+            check_losses(torch.tensor([unseen], device="cpu"), self.step, lr, self.folder)
             self.write(step=self.step, epoch=self.epoch(), validation_loss=unseen)
             self.bar.clear()
             print(f"epoch {self.epoch()}: validation loss {unseen:.4f} a token", flush=True)
@@ -153,7 +153,7 @@ class Stopping:
 
     def is_asked_anywhere(self, device):
         """Whether any of the processes was asked, so that all stop at one step."""
-        asked = torch.tensor(float(self.asked is not None), device=device)
+        asked = torch.tensor(self.asked is not None, dtype=torch.float32, device=device)
         add_up([asked])
         return asked.item() > 0
 

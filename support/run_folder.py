@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from support.bases import NAMES, model_folder, read_adapter_config
 from support.commands import InputError
 from support.files import ASIDE, acquire, blaming, read_json, sha256
 from support.processes import rank
@@ -42,6 +43,32 @@ def read_settings(folder):
             raise InputError(f"{path}: {name} is {str(value)[:60]!r}, which no run has; it is "
                              "damaged")
     return values
+
+
+def read_source(source):
+    """The settings of what a folder or a name stands for. Raises InputError where it is no run."""
+    folder = model_folder(source)
+    settings = {"mode": "the base alone", "model": str(source), "seed": None, "dtype": "float32"}
+    if (folder / "run.json").exists():
+        settings = read_settings(folder)
+        is_prefix = settings["mode"] == "prefix"
+        weights = "adapter_model.safetensors" if is_prefix else "model.safetensors"
+        if not (folder / weights).exists():
+            raise InputError(f"{folder} has no {weights} yet: no epoch of its training has ended; "
+                             "go on with train.py --resume")
+        return settings
+    if (folder / "adapter_config.json").exists():
+        named = str(read_adapter_config(folder)[1] or "")  # "" where it names none
+        hub_name = named.removeprefix("openai-community/")  # where Hugging Face has OpenAI's
+        return settings | {"mode": "prefix", "model": hub_name if hub_name in NAMES else named,
+                           "adapter": str(source)}
+    is_model = any((folder / name).exists() for name in ("config.json", "hparams.json"))
+    if source not in NAMES and not is_model:
+        inside = [str(path.parent) for path in sorted(folder.glob("*/run.json"))]
+        what = f"give one of those in it: {', '.join(inside[:9])}" if inside else (
+            "run.json, adapter_config.json, config.json and hparams.json are all missing")
+        raise InputError(f"{folder} holds neither a run nor a model; {what}")
+    return settings
 
 
 def check_new(folder, what):

@@ -26,8 +26,7 @@ import describe
 import metrics
 import train
 from beam import Hypothesis
-from e2e_data import (check_lengths, encode_table, group_by_table, linearize, make_batch,
-                      read_split, read_table)
+from e2e_data import check_lengths, group_by_table, linearize, make_batch, read_split, read_table
 from gpt2 import load_both, load_tokenizer
 from support.commands import InputError
 from support.reading import CSV_NAMES, SPLITS, SRC1_NAMES, ZIP_NAME

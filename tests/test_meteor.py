@@ -10,7 +10,6 @@ import pytest
 from conftest import run_here
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_download import server  # noqa: F401
 
 import metrics
 from metrics import __main__ as command

@@ -1,6 +1,5 @@
 """The metrics against nltk and numbers worked out by hand, their files and their command line."""
 
-import csv
 import doctest
 import hashlib
 import json

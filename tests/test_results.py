@@ -192,6 +192,7 @@ def test_lora_is_added_to_the_layers_it_stands_beside_and_alone_is_trained():
     assert torch.equal(model(tokens), before) and added() is None
     assert [*model.state_dict()] == names  # no part of the base
     own = added.added[2]
+    assert abs(own.down.std() * 256**0.5 - 1) < 0.05  # what goes through it keeps its size
     torch.nn.init.normal_(own.up)
     x = torch.randn(2, 256)
     assert_close(affine(x), x @ (affine.weight + own.down @ own.up) + affine.bias, 1e-3)

@@ -6,16 +6,20 @@ import json
 import random
 import re
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import (DECODER, ROOT, assert_close, by_pefts_names, hugging_face_loss,
-                      hugging_face_twin, peft_twin, random_config, random_examples, random_model,
-                      random_prefix, rows_seen, run_here, weights_in)
+from conftest import (DECODER, ROOT, assert_close, by_pefts_names, dtypes_seen,
+                      hugging_face_loss, hugging_face_twin, other_defaults, peft_twin, random_config,
+                      random_examples, random_model, random_prefix, rows_seen, run_here,
+                      weights_in)
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 import train
+from beam import beam_search
+from describe import draw_sentences, load_run, log_probability
 from e2e_data import make_batch
 from gpt2 import load_both, load_config
 from prefix import Prefix
@@ -23,8 +27,10 @@ from support import devices, record
 from support.commands import InputError
 from support.files import sha256
 from support.record import Record
+from support.run_folder import read_settings
 from support.settings import read_arguments
 
+TABLES = ["name : The Mill", "Type : pub"]
 CPU = torch.device("cpu")
 MODES = ("network", "per-layer", "direct", "finetune")  # the forms of a prefix, and no prefix
 QUICK = ("--model", "tiny", "--device", "cpu", *DECODER)
@@ -200,12 +206,14 @@ def test_batches_of_the_validation_set_are_small_where_those_of_training_are(tmp
     assert sizes == [4, 40, 64]
 
 
-def test_bfloat16_trains_to_nearly_the_same_loss(tmp_path):
+def test_bfloat16_is_what_steps_and_validation_multiply_in_to_nearly_the_same_loss(tmp_path):
     losses = []
     for dtype in ("float32", "bfloat16"):
         model, prefix, examples = small_parts(dtype=torch.float32)
+        seen = dtypes_seen(model)
         log = train.train(settings(dtype=dtype), model, prefix, examples, examples,
                           Record(tmp_path / dtype))
+        assert seen == {(True, getattr(torch, dtype)), (False, getattr(torch, dtype))}
         assert {parameter.dtype for parameter in prefix.parameters()} == {torch.float32}
         losses.append(log[-1]["validation_loss"])
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
@@ -390,6 +398,29 @@ def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_p
     assert saved[0] == saved[1]
 
 
+@pytest.mark.parametrize("mode", ["prefix", "finetune"])
+def test_another_default_device_or_dtype_changes_nothing(request, tmp_path, mode):
+    truth, _ = request.getfixturevalue(f"{mode}_run")
+    kept = {name: value for name, value in read_settings(truth).items() if "sha256" not in name}
+    folder, of, shown = tmp_path / "run", train.Settings(**kept), []
+    with other_defaults():
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(ZeroDivisionError):
+            patched.setattr(train, "draw_losses", lambda *_: 1 / 0)
+            train.train_and_score(of, folder, "cpu")
+        train.train_and_score(of, folder, "cpu", resume=True)  # from its last state
+        assert torch.get_default_dtype() == torch.float64  # still
+    name = f"{'adapter_' if mode == 'prefix' else ''}model.safetensors"
+    assert weights_in(folder / name) == weights_in(truth / name)
+    assert (folder / "outputs.txt").read_bytes() == (truth / "outputs.txt").read_bytes()
+    for context in (nullcontext, other_defaults):
+        with context():
+            run = load_run(folder, "cpu")
+            shown.append((
+                list(draw_sentences(run, TABLES, 1.0)), log_probability(run, *TABLES),
+                beam_search(run.model, [[9, 4], [7]], run.past, num_beams=3, max_new_tokens=4)))
+    assert shown[0] == shown[1]
+
+
 @pytest.fixture(scope="module")
 def several_runs(tmp_path_factory, small_data):
     """Two lengths and two seeds from one command."""
@@ -532,7 +563,6 @@ MISTAKES = [
     (["--warmup-steps", "-1"], "--warmup-steps must be 0 or more"),
     (["--model", "no-such-model"], "there is no model"),
     (["--data", "no-such-data"], "there is no data set"),
-    (["--device", "warp"], "the device 'warp' cannot be used here"),
     (["--prefix-length", "500"], "more than the 512 that the model has"),
     (["--num-beams", "3000"], "3000 beams are too many"),
     (["--length-penalty", "nan"], "length penalty of nan"),
@@ -545,6 +575,16 @@ MISTAKES = [
     (["--prefix-form", "direct", "--prefix-hidden", "9"], "a direct prefix has no network"),
     (["--mode", "finetune", "--prefix-words", "pub"], "--prefix-words: fine-tuning has no prefix"),
 ]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["warp", "", "cpu:x", "cuda:999", "meta", "mps:9", "xpu:9", "hip",
+                                  "vulkan", "privateuseone", "lazy", "mkldnn"])
+def test_a_device_that_computes_nothing_here_is_refused_in_one_line(name):
+    done = run_here(train.main, "--mode", "prefix", "--demo", "--device", name)
+    start = f"error: the device {name!r} cannot be used here ("
+    assert done.stderr.startswith(start) and done.stderr.count("\n") == 1
+    assert len(done.stderr) < len(start) + 205 and done.stdout == ""
 
 
 @pytest.mark.parametrize("arguments, message", MISTAKES)
