@@ -18,7 +18,6 @@ import train
 from e2e_data import read_split
 from experiments import draw as figures
 from experiments import lora, make, tables
-from experiments.bench import decoding
 from gpt2 import GPT2, load_both, load_config, save_model
 from support import drawing
 from support.commands import InputError
@@ -568,15 +567,3 @@ def test_a_figure_without_results_is_left_as_it_is(made_up_results, drawn):
     assert "losses.png is left as it is: `python -m experiments.make e2e`" in done.stdout
     assert len(drawn) == 1
     assert "the figures are forms, " in run_here(figures.main, "nonsense").error
-
-
-def test_the_benchmark_of_decoding_compares_ways_that_write_the_same():
-    done = run_here(decoding.main, "--model", "tiny", "--tables", 2, "--max-new-tokens", 2,
-                    "--batch-sizes", 2, "--device", "cpu")
-    assert done.error is None, done.error
-    rows = [re.split("  +", line) for line in done.stdout.splitlines()
-            if re.search(r"\d of \d$", line)]
-    assert [row[0] for row in rows] == [
-        "ours", "generate, 2 at a time", "generate, 1 at a time", "each row its prefix, one batch",
-        "one prefix after the other", "PEFT, one after the other"]
-    assert {row[-1] for row in rows} == {"2 of 2"}
