@@ -172,25 +172,39 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     if rank() > 0:  # one process scores and writes
         return None
     if out is not None:
-        out = Path(out)
-        groups = ["\n".join(group) for group in references]  # with a blank line between them
-        write_text(out / "references.txt", "\n\n".join(groups) + "\n")
-        write_text(out / "tables.txt", "\n".join(tables) + "\n")
-        write_text(out / "outputs.txt", "\n".join(outputs) + "\n")
+        write_sentences(Path(out), tables, outputs, references)
     scores = metrics.evaluate(references, outputs)
     if out is not None:
-        versions = {name: version(name) for name in ("torch", "tiktoken")}
-        versions |= {"python": platform.python_version(), "products": products_library()}
-        signature = {
-            "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
-            "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
-            "settings": run.settings, "versions": versions, "files": sums_of(out),
-        }
-        write_json(out / "scores.json", scores | {"signature": signature, "costs": costs})
+        signature = make_signature(run, data, test_file, decoder, Path(out))
+        write_json(Path(out) / "scores.json", scores | {"signature": signature, "costs": costs})
     for i in range(0, len(tables), math.ceil(len(tables) / 4)):  # a few, spread over the test set
         print(f"\ntable      {tables[i]}\nmodel      {outputs[i]}\nreference  {references[i][0]}")
+    print_scores(f"{run.settings['mode']}, {Path(run.settings['model']).name}, {Path(data).name}",
+                 scores, test_file)
+    return scores
 
-    name = f"{run.settings['mode']}, {Path(run.settings['model']).name}, {Path(data).name}"
+
+def write_sentences(folder, tables, outputs, references):
+    """Writes tables.txt and outputs.txt, a line each, and references.txt, groups of lines."""
+    groups = ["\n".join(group) for group in references]  # with a blank line between them
+    write_text(folder / "references.txt", "\n\n".join(groups) + "\n")
+    write_text(folder / "tables.txt", "\n".join(tables) + "\n")
+    write_text(folder / "outputs.txt", "\n".join(outputs) + "\n")
+
+
+def make_signature(run, data, test_file, decoder, folder):
+    """What scores were made from: without it they could not be compared with others."""
+    versions = {name: version(name) for name in ("torch", "tiktoken")}
+    versions |= {"python": platform.python_version(), "products": products_library()}
+    return {
+        "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
+        "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
+        "settings": run.settings, "versions": versions, "files": sums_of(folder),
+    }
+
+
+def print_scores(name, scores, test_file):
+    """Prints the row of a run, above the published rows where they are of the same test set."""
     rows = [(name, scores)]
     if test_file.name == SRC1_NAMES["test"] and is_known(test_file):
         rows += [(name, dict(zip(metrics.METRICS, figures.split())))
@@ -201,7 +215,6 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     if test_file.name in (CSV_NAMES["test"], ZIP_NAME):
         print(f"Published scores are on the tokenised references of {SRC1_NAMES['test']}; those on "
               f"{test_file} cannot be compared with them.")
-    return scores
 
 
 def main():

@@ -14,10 +14,10 @@ from torch import nn
 from gpt2 import GPT2, GPT2Config, load_both
 from support.bases import PUBLISHED, read_adapter, write_adapter
 from support.commands import InputError, run_command
-from support.devices import Unset
+from support.devices import Unset, usual_defaults
 from support.run_folder import fingerprints
+from support.settings import HIDDEN
 
-HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-implementation
 
 
 class Prefix(nn.Module):
@@ -85,6 +85,17 @@ def activations(model, tokens):
     _, past = model(torch.tensor([tokens], device=model.device), return_past=True)
     x = torch.stack([torch.stack(pair) for pair in past])  # [n_layer, 2, 1, n_head, P, head_dim]
     return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # Prefix.forward the other way round
+
+
+def make_prefix(settings, model, tokenizer):
+    """The prefix that `settings` ask for, at its start: random, or made of words (section 7.4)."""
+    start, length = None, settings.prefix_length
+    if settings.prefix_words:
+        words = tokenizer.encode(settings.prefix_words, allowed_special="all")
+        start = activations(model, (words * length)[:length])
+    with usual_defaults():  # the random numbers of float32 on the CPU: the same everywhere
+        prefix = Prefix(model.config, length, settings.prefix_hidden, settings.prefix_form, start)
+    return prefix.to(model.device)
 
 
 def stack_pasts(pasts):

@@ -104,7 +104,8 @@ class Record:
             self.bar.clear()
             print(f"epoch {self.epoch()}: validation loss {unseen:.4f} a token", flush=True)
         if keep == "last" or best_epoch(self.log) == self.epoch():
-            self.save_weights(self.parts["trained"])
+            if rank() == 0:
+                self.save_weights(self.parts["trained"])
         self.pause(must_save=True)
 
     def pause(self, must_save):

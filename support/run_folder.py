@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from support.bases import NAMES, model_folder, read_adapter_config
 from support.commands import InputError
-from support.files import ASIDE, acquire, blaming, read_json, sha256
-from support.processes import rank
+from support.files import ASIDE, acquire, blaming, read_json, sha256, write_json
+from support.processes import check_one_folder, rank
 from support.settings import Settings
 
 LOCK = ".lock"
@@ -151,6 +151,24 @@ def claim(folder):
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def open_run(folder, run, resume):
+    """Keeps a run's folder until its run has ended; gives `run`, which run.json then holds.
+
+    run        {name: value}: the settings and SHA-256s of what the run is made from
+    Raises InputError where the folder is another's (`claim`, `check_folder`), or not all processes
+    see it.
+    """
+    with claim(folder):
+        if rank() == 0:
+            check_folder(folder, run, resume)
+            write_json(folder / "run.json", run)
+        check_one_folder(folder)
+        yield run
+        if rank() == 0:  # what was only needed to go on
+            (folder / "training.pt").unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ import argparse
 import math
 import sys
 import types
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
-from support.bases import PUBLISHED, count_weights, read_config
+from support.bases import NAMES, PUBLISHED, count_weights, read_config
 from support.commands import InputError
 from support.devices import random_generator
 
+HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-implementation
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
                  "finetune": 5e-5}  # and its fine-tuning
 SMALL = 50_000_000  # parameters; a smaller base wants more:
@@ -129,6 +130,20 @@ def add_arguments(parser, defaults=None):
         if takes_several:
             told, default = told | {"nargs": "+"}, [default]
         parser.add_argument(option_of(one.name), default=default, **told)
+
+
+def settle(settings):
+    """A copy of the settings, checked, with what follows from others: absolute paths, so that the
+    run finds its base and data from everywhere, the width of networks, the learning rate."""
+    model, data = str(settings.model), str(settings.data)
+    model = model if model in NAMES else str(Path(model).resolve())
+    data = data if data in ("e2e", "sample") else str(Path(data).resolve())
+    settings = replace(settings, model=model, data=data).check()
+    if settings.mode == "prefix" and settings.prefix_hidden is None:
+        settings.prefix_hidden = HIDDEN.get(settings.prefix_form)
+    if settings.lr is None:
+        settings.lr = default_learning_rate(settings)
+    return settings
 
 
 def default_learning_rate(settings):
