@@ -188,6 +188,7 @@ def change_tensors(folder, change):
     for path in folder.glob("*model.safetensors"):
         tensors = safetensors.torch.load_file(path)
         change(tensors)
+        path.unlink()  # it may be mapped, by old versions of safetensors
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
         return path
     (path,) = folder.glob("*model.bin")
@@ -218,7 +219,7 @@ def test_what_is_no_finite_number_is_refused_by_file_and_tensor(folders, form):
     change_tensors(folders[form], sound.update)
     for change in (
         put(math.nan), put(math.inf), put(-math.inf), lambda tensor: tensor.double() + 1e300,
-        torch.Tensor.int, torch.Tensor.bool, lambda tensor: tensor.to(torch.complex64),
+        torch.Tensor.int, torch.Tensor.bool,
     ):
         wrong = change(sound[name])
         path = change_tensors(folders[form], lambda tensors: tensors.update({name: wrong}))
