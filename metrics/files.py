@@ -25,7 +25,7 @@ REFERENCE_COLUMN = re.compile(r"trg|tgt|target|ref|human", re.IGNORECASE)
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
 # The other forms of data that this project knows: of one of them if all of its lines look so.
-OTHER_FORMS = {"JSON": r"\{.*\}", "columns with `||` between them": r".*\|\|.+",
+OTHER_FORMS = {"JSON": r'\{".*\}', "columns with `||` between them": r".* : .*\|\|.+",
                "columns with tabs between them": r".*\t.*"}
 
 
