@@ -1,7 +1,8 @@
-"""Loss by kind of token, and what the base had met of the values that are left out."""
+"""Loss by kind of token."""
 
 import gzip
 import json
+import operator
 import shutil
 from types import SimpleNamespace
 
@@ -54,34 +55,25 @@ def test_the_losses_of_a_sentences_tokens_add_up_to_its_log_probability():
             assert -own.sum().item() == pytest.approx(log_probability(run, *example), rel=1e-4)
 
 
-def test_the_command_tells_both_tables(tmp_path, shared):
+def test_the_command_tells_the_mean_loss_of_each_kind(tmp_path, shared):
     for name in ("sgd", "rnnlg"):
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write(json.dumps({"text": "The Vaults is a pub."}) + "\n")
     lines = (shared / "e2e" / "src1_valid.txt").read_text(encoding="utf-8").splitlines()[:6]
-    run = tmp_path / "run"
-    shutil.copytree(ROOT / "models" / "tiny", run)
-    for path, text in (
-            (tmp_path / "src1_valid.txt", "\n".join(lines)),
-            (run / "tables.txt", "name : The Vaults | near : Raja Indian Cuisine | food : Indian\n"
-             "name : The Rice Boat | area : riverside"),
-            (run / "outputs.txt", "The Vaults is near Raja Indian Cuisine .\nA boat in the city ."),
-            (run / "scores.json", '{"signature": {}}')):
-        path.write_text(text, encoding="utf-8")
-    done = run_here(kinds.main, "tiny", run, "--pretrain", tmp_path, "--data", tmp_path)
+    (tmp_path / "src1_valid.txt").write_text("\n".join(lines), encoding="utf-8")
+    arguments = ["tiny", ROOT / "models/tiny", "--data", tmp_path, "--pretrain"]
+    done = run_here(kinds.main, *arguments, tmp_path)
     assert done.error is None, done.stderr
-    losses, left_out = ([(line[:25].strip(), line[25:].split()) for line in part.splitlines()]
-                        for part in done.stdout.split("\n\n"))
-    n_tokens = [int(cells[0].replace(",", "")) for _, cells in losses[1:]]
-    assert sum(n_tokens[:-1]) == n_tokens[-1] and dict(losses)["the end"][0] == "6"
-    assert losses[-1][1][1] == losses[-1][1][2]  # the same model
-    # The food and the boat are left out; riverside is contradicted, and the others are named.
-    assert left_out[1:3] == [("never met", ["4", "50.0%"]), ("met 1 to 99 times", ["1", "0.0%"])]
-    assert [cells for _, cells in left_out[3:]] == [["0", "-"], ["0", "-"]]
-    alone = run_here(kinds.main, "tiny", "--pretrain", tmp_path, "--data", tmp_path)
-    assert "values left out" not in alone.stdout  # it described nothing
-    missing = run_here(kinds.main, "tiny", "--pretrain", tmp_path / "none", "--data", tmp_path)
-    assert "sgd.jsonl.gz cannot be read; --pretrain must name" in missing.stderr
+    assert done.stdout.split()[3:6] == ["number", "tiny", "tiny"]
+    rows = [(line[:25].strip(), *line[25:].split()) for line in done.stdout.splitlines()[1:]]
+    numbers = [int(number) for _, number, *_ in rows]
+    losses = [float(loss) if loss != "-" else 0 for *_, loss in rows]
+    assert sum(numbers[:-1]) == numbers[-1] and rows[-2][:2] == ("the end", "6")
+    assert sum(map(operator.mul, numbers[:-1], losses)) / numbers[-1] == pytest.approx(
+        losses[-1], abs=1e-3)
+    assert all(one == other for _, _, one, other in rows)  # the same model
+    assert "sgd.jsonl.gz cannot be read; --pretrain must name" in run_here(
+        kinds.main, *arguments, tmp_path / "none").error
 
 
 def test_runs_of_two_vocabularies_are_refused(monkeypatch, small_vocabulary):

@@ -16,23 +16,16 @@ from support.files import InputError
     ("Type", "pub", "A restaurant .", "contradicted"),
     ("food", "English", "It serves British food .", "said"),
     ("area", "riverside", "It is located in the city center .", "contradicted"),
-    ("family friendly", "yes", "It is family - friendly .", "said"),
     ("family friendly", "yes", "It is not family - friendly .", "contradicted"),
     ("family friendly", "no", "It is n't for kids .", "said"),
     ("family friendly", "no", "Children are welcome .", "contradicted"),
-    ("family friendly", "no", "A cheap pub .", "missing"),
-    ("customer rating", "5 out of 5", "Its customer rating is 5 out of 5 .", "said"),
     ("customer rating", "high", "A pub with high prices .", "missing"),
-    ("customer rating", "low", "It has a high customer rating .", "contradicted"),
     ("price", "less than £ 20", "The price range is less than £ 20 .", "said"),
-    ("price", "high", "It has a high customer rating .", "missing"),
     ("price", "cheap", "It has high prices .", "contradicted"),
     ("price", "£ 20 - 25", "Prices are £ 20 to £ 25 .", "said"),
     ("customer rating", "5 out of 5", "The Mill is rated 1 out of 5 .", "contradicted"),
-    ("customer rating", "high", "It has a customer rating of 3 out of 5 .", "contradicted"),
     ("customer rating", "high", "It is rated 5 out of 5 .", "said"),
     ("family friendly", "yes", "It is family - friendly . It is not far from the river .", "said"),
-    ("family friendly", "yes", "It is not cheap . Kids are welcome .", "said"),
 ])
 def test_judgements(slot, value, sentence, expected):
     assert slots.judge(slot, value, sentence) == expected
@@ -49,12 +42,12 @@ def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
         slots.judge("food", "Thai", "It serves Thai food .")
 
 
-def test_a_place_nearby_is_named_twice_or_not():
-    table = "name : The Mill | near : Café Rouge | area : riverside"
-    twice = "The Mill is near Café Rouge . It is by the river near café rouge ."
-    pairs = [(table, twice), (table, "It is near Café Rouge ."), (table, "A pub ."),
-             ("name : Café Rouge", twice)]
-    assert slots.near_twice(pairs) == 100 / 3
+def test_faults_are_shares_of_the_values_and_places_nearby_named_twice_of_those_there_are():
+    pairs = [("name : Ann | area : riverside", "Ann in the city ."),
+             ("name : Ben | near : Cid", "Ben ."),
+             ("name : Dora | near : Cid", "Dora by cid , Cid , Cid ."),
+             ("name : Cid", "Cid , Cid .")]
+    assert slots.faults(pairs) == {"left out": 14.3, "contradicted": 14.3, "near twice": 50.0}
     assert slots.near_twice(pairs[3:]) == 0
 
 
