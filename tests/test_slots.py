@@ -1,6 +1,7 @@
 """The rules that tell which values of a table a sentence says."""
 
 import doctest
+import re
 
 import pytest
 from conftest import run_here
@@ -52,21 +53,20 @@ def test_faults_are_shares_of_the_values_and_places_nearby_named_twice_of_those_
 
 
 def test_the_command_prints_for_each_slot_what_runs_and_references_leave_out(tmp_path):
-    tables = "name : The Mill | area : riverside | near : Café Rouge", "name : The Inn | Type : pub"
-    references = [(tables[0], "The Mill is by the river near Café Rouge ."),
-                  (tables[0], "The Mill is near Café Rouge ."), (tables[1], "The Inn is a pub .")]
-    outputs = "The Mill in the city centre is near Café Rouge , Café Rouge .\nA pub .\n"
-    for name, text in (("src1_test.txt", "\n".join(map("||".join, references))),
-                       ("outputs.txt", outputs), ("tables.txt", "\n".join(tables)),
-                       ("scores.json", '{"signature": {}}')):
+    first, second = "name : Mill | area : riverside | near : Café Rouge", "name : Inn | Type : pub"
+    for name, text in {
+            "src1_test.txt": f"{first}||Mill is by the river near Café Rouge .\n"
+                             f"{first}||Mill is near Café Rouge .\n{second}||Inn is a pub .",
+            "tables.txt": f"{first}\n{second}", "scores.json": '{"signature": {}}',
+            "outputs.txt": "Mill in the city is near Café Rouge , Café Rouge .\nA pub ."}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    done = run_here(slots.main, tmp_path, "--data", tmp_path)
-    lines = [line.removeprefix(str(tmp_path)).split("  ") for line in done.stdout.splitlines()]
-    assert [[cell.strip() for cell in line if cell.strip()] for line in lines] == [
-        ["%", "contradicted", "near twice", "missing: all", "Type", "area", "name", "near"],
-        ["20.0", "100.0", "20.0", "0.0", "0.0", "50.0", "0.0"],
-        ["the references", "0.0", "0.0", "12.5", "0.0", "50.0", "0.0", "0.0"]]
-    (tmp_path / "tables.txt").write_text("name : The Mill\nname : The Inn", encoding="utf-8")
+    head, run, references = run_here(
+        slots.main, tmp_path, "--data", tmp_path).stdout.splitlines()
+    assert re.split("  +", head)[1:] == [
+        "contradicted", "near twice", "missing: all", "Type", "area", "name", "near"]
+    assert run.split()[1:] == "20.0 100.0 20.0 0.0 0.0 50.0 0.0".split()
+    assert references.split()[2:] == "0.0 0.0 12.5 0.0 50.0 0.0 0.0".split()
+    (tmp_path / "tables.txt").write_text("name : Mill\nname : Inn", encoding="utf-8")
     assert "describes other tables" in run_here(slots.main, tmp_path, "--data", tmp_path).error
 
 
