@@ -20,9 +20,9 @@ import torch.nn.functional as F
 
 from describe import load_run
 from e2e_data import encode_example, make_batch, read_split, tokenise_text
-from experiments.slots import judged, values_of
+from experiments.slots import values_of
 from support.commands import InputError, format_rows, progress_bar, run_command
-from support.files import InputError, blaming, format_rows, progress_bar, run_command
+from support.files import blaming
 from support.reading import find_data
 from support.speed import wanted_logits
 

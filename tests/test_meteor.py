@@ -19,6 +19,7 @@ from metrics.meteor import EXACT, SYNONYM, Meteor, align, normalize, score, stem
 from metrics.meteor_data import KNOWN, Lexicon
 from support.commands import InputError
 from support.files import sha256
+from test_download import server  # noqa: F401
 
 # On a busy machine a slow example is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)

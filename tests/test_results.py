@@ -22,7 +22,6 @@ from experiments.parts import PARTS, Group, Part
 from gpt2 import load_both
 from support import drawing
 from support.commands import InputError
-from support.files import InputError
 from support.reading import SPLITS, find_data
 
 MEASURED = [part for part in PARTS if (parts.RESULTS / f"{part}.json").exists()]
