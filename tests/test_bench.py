@@ -9,8 +9,9 @@ import sys
 import pytest
 from conftest import ROOT, run_here
 
-from experiments.bench import decoding, training
+from experiments.bench import decoding, products, training
 from experiments.bench.alone import alone
+from support import speed
 from support.commands import InputError
 
 SMALL = "--model", "tiny", "--device", "cpu"
@@ -57,7 +58,7 @@ def test_a_measurement_is_made_in_another_process_and_its_troubles_are_told(capf
         alone(exec, "import os; os.kill(os.getpid(), 9)")
     assert not capfd.readouterr().err
     with pytest.raises(SystemExit, match="1"):
-        alone(exec, "from support.files import InputError; raise InputError('no such data')")
+        alone(exec, "from support.commands import InputError; raise InputError('no such data')")
     assert capfd.readouterr().err == "error: no such data\n"
 
 
@@ -67,8 +68,8 @@ def test_a_measurement_is_made_in_another_process_and_its_troubles_are_told(capf
 ], ids=["killed", "Ctrl-C"])
 def test_a_measurement_ends_with_the_process_that_asked_for_it(end):
     work = "print('begun', flush=True); import time; time.sleep(600)"
-    command = ("from experiments.bench.alone import alone; from support.files import run_command; "
-               f"run_command(lambda: alone(exec, {work!r}))")
+    command = ("from experiments.bench.alone import alone; from support.commands import "
+               f"run_command; run_command(lambda: alone(exec, {work!r}))")
     process = subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, encoding="utf-8",
                                start_new_session=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
@@ -94,3 +95,13 @@ def test_decoding_compares_ways_that_write_the_same_and_prints_each_as_it_comes(
         "one prefix after the other", "PEFT, one after the other"]
     assert {row[-1] for row in rows} == {"2 of 2"}
     assert n_printed == [0, 3, 4, 4]
+
+
+def test_products_are_measured_by_both_libraries(monkeypatch):
+    monkeypatch.setattr(products, "SHAPES", {"c_attn": (8, 24), "the head": (8, 60)})
+    counted, linear = [], speed.multiply
+    monkeypatch.setattr(speed, "multiply", lambda *args: counted.append(1) or linear(*args))
+    done = run_here(products.main)
+    assert done.error is None
+    assert [(row[0], len(row)) for row in table_in(done.stdout)] == [("c_attn", 5), ("the head", 5)]
+    assert len(counted) == 2 * (products.REPEATS + 1) * (1 + 3)  # forward; and with two gradients
