@@ -396,9 +396,9 @@ def test_a_prefix_opens_by_its_folder_alone_unless_its_base_is_not_there(adapter
     assert not (adapter / "run.json").exists()
     for name in ("nowhere/gpt2-medium", 5, None, ""):
         change_values(adapter / "adapter_config.json", base_model_name_or_path=name)
-        message = (f"{adapter} needs the base .*: there is no model '{name}': .* give it with"
-                   if name else f"{adapter}/adapter_config.json names no base; give it with --model")
-        with pytest.raises(InputError, match=message):
+        message = f" needs the base .*: there is no model '{name}': .*or" if name else \
+            "/adapter_config.json names no base;"
+        with pytest.raises(InputError, match=f"{adapter}{message} give it with --model"):
             load_run(adapter, "cpu")
     assert load_run(adapter, "cpu", str(base)).settings["model"] == str(base)
 
