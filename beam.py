@@ -216,8 +216,8 @@ def main():
     add = parser.add_argument
     add("table", nargs="?", default="name : Blue Spice | Type : pub | area : riverside",
         metavar="TABLE", help="what to describe (default: %(default)s)")
-    add("--model", metavar="NAME|DIR", help=f"{', '.join(NAMES)} or a folder (default: the one that "
-        "the prefix was trained on, or tiny)")
+    add("--model", metavar="NAME|DIR", help=f"{', '.join(NAMES)} or a folder (default: the one "
+        "that the prefix was trained on, or tiny)")
     add("--prefix", metavar="DIR", help="a folder with a prefix, such as a run's")
     add_arguments(parser, DECODER | {"num_beams": 3, "max_new_tokens": 40})
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")

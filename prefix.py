@@ -166,12 +166,13 @@ def load_pasts(named, device, base=None):
             raise
         raise InputError(f"{first} needs the base that it was trained on: {error}; or give it with "
                          "--model") from None
-    now, pasts = {"model": source} | fingerprints(model, tokenizer), {}
+    now = {"model": source} | fingerprints(model, tokenizer) if base is None else {}
+    pasts = {}
     for folder in named:
         pasts[folder], made_from = load_past(folder, model)
         known = made_from or {"model": named[folder]}  # PEFT tells the name of a base, no more
         for name, value in known.items():
-            if base is None and now.get(name, value) != value:
+            if now.get(name, value) != value:
                 other = f"was trained on another {name.removesuffix('_sha256')} than"
                 if folder != first:
                     raise InputError(f"leave out {folder}: it {other} {first}")

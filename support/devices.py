@@ -42,7 +42,7 @@ def pick_device(name):
         has_mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
-        torch.ones(1, device=name).tolist()  # "meta" would hold no numbers
+        torch.zeros(1, dtype=torch.float32, device=name).tolist()  # "meta" would hold no numbers
         return torch.device(name)
     except NotImplementedError:  # which says so in a thousand characters
         reason = "this PyTorch computes nothing on it"

@@ -64,24 +64,6 @@ def test_padded_rows_after_a_past_equal_hugging_faces_with_its_mask_and_cache(le
 
 @pytest.mark.parametrize("seed", SEEDS)
 @torch.no_grad()
-def test_token_by_token_with_the_cache_equals_one_pass(seed):
-    model, _, draw = model_and_twin(seed)
-    prefix = random_past(model.config, 3, 1, seed) if seed % 2 else None
-    tokens = torch.tensor(random_prompts(seed, model.config.n_vocab, [20, 20]))
-    whole, whole_past = model(tokens, prefix, return_past=True)
-    past, at, pieces = prefix, 0, []
-    while at < 20:
-        n_tokens = draw.choice([1, 1, 1, 4])
-        logits, past = model(tokens[:, at : at + n_tokens], past, return_past=True)
-        pieces.append(logits)
-        at += n_tokens
-    assert_close(torch.cat(pieces, dim=1), whole)
-    for present, whole_present in zip(past, whole_past, strict=True):
-        assert_close(torch.stack(present), torch.stack(whole_present))
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@torch.no_grad()
 def test_ragged_prompts_continued_with_a_cache_equal_each_prompt_alone(seed):
     model, twin, draw = model_and_twin(seed)
     prefix, P = (random_past(model.config, 4, 1, seed), 4) if seed % 2 else (None, 0)
@@ -89,32 +71,19 @@ def test_ragged_prompts_continued_with_a_cache_equal_each_prompt_alone(seed):
     continuations = torch.tensor(random_prompts(seed + 1, model.config.n_vocab, [6] * 4))
     tokens, mask = pad_right(prompts)
     lengths = mask.sum(1, keepdim=True)
-    logits, past = model(tokens, prefix, return_past=True)
-    ours = [logits[torch.arange(4), lengths[:, 0] - 1]]
-    mask = torch.cat([mask.new_ones(4, P), mask], dim=1)  # the mask covers past and present tokens
-    for step in range(6):
-        mask = torch.cat([mask, mask.new_ones(4, 1)], dim=1)
-        logits, past = model(continuations[:, step : step + 1], past, mask=mask,
-                             positions=P + lengths + step, return_past=True)
-        ours.append(logits[:, 0])
-    for row, (prompt, continuation) in enumerate(zip(prompts, continuations.tolist())):
+    _, past = model(tokens, prefix, return_past=True)
+    mask, at, ours = torch.cat([mask.new_ones(4, P), mask], dim=1), 0, []
+    for n_tokens in (1, 3, 1, 1):
+        mask = torch.cat([mask, mask.new_ones(4, n_tokens)], dim=1)  # of past and present tokens
+        positions = P + lengths + torch.arange(at, at + n_tokens)
+        logits, past = model(continuations[:, at : at + n_tokens], past, mask=mask,
+                             positions=positions, return_past=True)
+        ours.append(logits)
+        at += n_tokens
+    for prompt, continuation, logits in zip(prompts, continuations.tolist(), torch.cat(ours, 1)):
         alone = torch.tensor([prompt + continuation])
         truth = twin(alone, past_key_values=prefix and hugging_face_cache(prefix, 1)).logits
-        assert_close(torch.stack(ours)[:, row], truth[0, len(prompt) - 1 :])
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@torch.no_grad()
-def test_a_mask_for_each_token_lets_several_continuations_share_a_past(seed):
-    model, _, draw = model_and_twin(seed)
-    (prompt,) = random_prompts(seed, model.config.n_vocab, [7])
-    continuations = draw.sample(range(5), 3)
-    _, past = model(torch.tensor([prompt]), return_past=True)
-    seen = torch.ones(3, 7, dtype=torch.bool), torch.eye(3, dtype=torch.bool)
-    mask = torch.cat(seen, dim=1)[None]
-    ours = model(torch.tensor([continuations]), past, positions=torch.tensor([[7]]), mask=mask)[0]
-    for token, logits in zip(continuations, ours):
-        assert_close(logits, model(torch.tensor([[*prompt, token]]))[0, -1])
+        assert_close(logits, truth[0, len(prompt) :])
 
 
 @torch.no_grad()
@@ -127,21 +96,11 @@ def test_the_last_position_can_be_used_and_none_beyond_it():
     assert_close(model(tokens[:, :5], past), truth)
     with pytest.raises(InputError, match=f"{n_ctx - 5} past and 6 new .* n_ctx of {n_ctx}"):
         model(tokens, past)
-    with pytest.raises(InputError, match="n_ctx"):
-        model(torch.zeros(1, n_ctx + 1, dtype=torch.long))
 
 
 # --------------------------------------------------------------------------------------------------
 # For speed: the padding left out, the logits that nobody wants, the past that grows
 # --------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=6))
-def test_pad_gives_the_rows_and_tells_where_their_tokens_stand(rows):
-    tokens, places = pad(rows)
-    truth, mask = pad_right(rows)
-    assert torch.equal(tokens, truth)
-    assert torch.equal(places, mask.flatten().nonzero()[:, 0])
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,6 +115,7 @@ def test_wanted_logits_are_those_of_the_plain_forward_and_so_are_gradients_and_t
     model, generator = random_model(config, seed), torch.Generator().manual_seed(seed)
     prompts = random_prompts(seed, config.n_vocab, lengths)
     tokens, places = pad(prompts)
+    assert tokens.flatten()[places].tolist() == sum(prompts, [])
     (B, T), M = tokens.shape, draw.randint(1, len(places))
     wanted = places[draw.sample(range(len(places)), M)]
     past = None if P is None else random_past(config, P, B if past_rows else 1, seed)
@@ -241,21 +201,11 @@ def test_initial_weights_have_the_spread_of_openais_code():
 @pytest.mark.parametrize("change, message", [
     ({"n_embd": 30}, r"n_embd \(30\) must be a multiple of n_head \(4\)"),
     ({"n_layer": 0}, "n_layer must be a whole number above 0, but is 0"),
-    ({"n_vocab": -1}, "n_vocab .* -1"),
-    ({"n_ctx": "32"}, "n_ctx .* '32'"),
-    ({"n_head": 4.0}, "n_head .* 4.0"),
-    ({"n_layer": True}, "n_layer .* True"),
-    ({"n_embd": None}, "n_embd .* None"),
-])
+    ({"n_ctx": "32"}, "n_ctx .* '32'"), ({"n_layer": True}, "n_layer .* True")])
 def test_impossible_configurations_are_refused(change, message):
     sizes = {"n_vocab": 10, "n_ctx": 32, "n_embd": 32, "n_head": 4, "n_layer": 2}
     with pytest.raises(InputError, match=message):
         GPT2Config(**sizes | change)
-
-
-def test_the_last_token_is_endoftext_unless_told():
-    assert GPT2Config(10, 32, 32, 4, 2).eos_token == 9
-    assert GPT2Config(10, 32, 32, 4, 2, eos_token=0).eos_token == 0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -270,10 +220,9 @@ def test_greedy_writing_equals_hugging_face(seed):
     tokens = torch.tensor([prompt])
     truth = twin.generate(tokens, do_sample=False, max_new_tokens=25,
                           attention_mask=torch.ones_like(tokens))  # or 0 would pass for padding
-    truth = truth[0, len(prompt) :].tolist()
     eos = model.config.eos_token
-    truth = truth[: truth.index(eos)] if eos in truth else truth
-    assert list(generate(model, prompt, 25)) == truth
+    assert list(generate(model, prompt, 25)) == [
+        token for token in truth[0, len(prompt) :].tolist() if token != eos]
 
 
 @pytest.mark.parametrize("temperature", ["-1.0", "nan", "inf", "1e-40"])

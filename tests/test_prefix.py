@@ -41,28 +41,17 @@ def ragged_batch(seed, config):
 
 @pytest.mark.parametrize("form", PEFTS_FORMS)
 @pytest.mark.parametrize("seed", SEEDS)
-@torch.no_grad()
-def test_logits_equal_pefts_for_random_configurations_and_ragged_batches(seed, form):
-    model, prefix = model_and_prefix(seed, form)
-    tokens, mask = ragged_batch(seed, model.config)
-    peft_model = peft_twin(hugging_face_twin(model), prefix)
-    truth = peft_model(tokens, attention_mask=mask.long()).logits[mask]
-    for logits in both_logits(model, tokens, mask, prefix()):
-        assert_close(logits, truth)
-    assert (logits - model(tokens)[mask]).abs().max() > 1e-3  # the prefix does something
-
-
-@pytest.mark.parametrize("form", PEFTS_FORMS)
-@pytest.mark.parametrize("seed", SEEDS)
-def test_gradients_of_the_whole_prefix_equal_pefts(seed, form):
+def test_logits_and_gradients_of_the_whole_prefix_equal_pefts_for_ragged_batches(seed, form):
     model, prefix = model_and_prefix(seed, form)
     peft_model = peft_twin(hugging_face_twin(model), prefix)
     tokens, mask = ragged_batch(seed, model.config)
-    (peft_model(tokens, attention_mask=mask.long()).logits[mask] ** 2).mean().backward()
+    true_logits = peft_model(tokens, attention_mask=mask.long()).logits[mask]
+    (true_logits**2).mean().backward()
     truth = dict(peft_model.prompt_encoder["default"].named_parameters())
     ours = by_pefts_names(prefix)
     assert ours.keys() == truth.keys()
     for logits in both_logits(model, tokens, mask, prefix()):
+        assert_close(logits, true_logits)
         gradients = torch.autograd.grad((logits**2).mean(), [*ours.values()], retain_graph=True)
         for name, gradient in zip(ours, gradients):
             assert gradient.abs().max() > 1e-9, name  # or the comparison would say nothing
@@ -102,16 +91,11 @@ def test_what_networks_make_is_added_to_what_the_prefix_starts_from(form, in_flo
 def test_per_layer_each_layers_keys_and_values_are_of_its_own_network(seed):
     config = random_config(seed)
     prefix = random_prefix(config, seed, length=3, hidden=7, form="per-layer")
-    past, parameters = prefix(), list(prefix.networks.parameters())
+    past = prefix()
     assert len(past) == len(prefix.networks) == config.n_layer
-    for layer, (key, value) in enumerate(past):
-        gradients = torch.autograd.grad((key * key + value * value).sum(), parameters,
-                                        allow_unused=True, retain_graph=True)
-        touched = {number // 4 for number, gradient in enumerate(gradients)  # 4 parameters each
-                   if gradient is not None and gradient.any()}
-        assert touched == {layer}
+    for layer, pair in enumerate(past):
         expected = prefix.networks[layer](prefix.embedding.weight)  # [3, 2 * n_embd]: key, value
-        for vectors, part in zip((key, value), expected.split(config.n_embd, dim=1)):
+        for vectors, part in zip(pair, expected.split(config.n_embd, dim=1)):
             assert_close(vectors[0].transpose(0, 1).flatten(1), part)
 
 
@@ -137,15 +121,13 @@ def test_the_mask_covers_the_prefix_and_the_tokens():
     model, prefix = model_and_prefix(1)
     past, P = prefix(), len(prefix.embedding.weight)
     tokens, mask = ragged_batch(1, model.config)
-    visible = torch.cat([mask.new_ones(4, P), mask], dim=1)
-    assert_close(model(tokens, past, mask=visible)[mask], model(tokens, past)[mask])
-    visible[:, :P] = False  # a prefix that none may look at: only the positions still know of it
+    # A prefix that none may look at: only the positions still know of it.
+    visible = torch.cat([mask.new_zeros(4, P), mask], dim=1)
     positions = torch.arange(P, P + tokens.shape[1])[None]
     truth = model(tokens, positions=positions)[mask]
     assert_close(model(tokens, past, mask=visible)[mask], truth)
-    for n in (1, tokens.shape[1]):
-        with pytest.raises(InputError, match=f"the mask covers {n} tokens"):
-            model(tokens[:, :n], past, mask=mask[:, :n])  # of the tokens alone
+    with pytest.raises(InputError, match=f"the mask covers {tokens.shape[1]} tokens"):
+        model(tokens, past, mask=mask)  # of the tokens alone
 
 
 @torch.no_grad()
@@ -153,13 +135,10 @@ def test_positions_start_behind_the_prefix():
     model, prefix = model_and_prefix(2)
     past, P = prefix(), len(prefix.embedding.weight)
     tokens = torch.tensor(random_prompts(2, model.config.n_vocab, [9]))
-    logits = model(tokens, past)
     for start, same in ((P, True), (0, False)):
-        positions = torch.arange(start, start + 9)[None]
-        cache, twin = hugging_face_cache(past, 1), hugging_face_twin(model)
-        truth = twin(tokens, past_key_values=cache, position_ids=positions).logits
-        assert_close(model(tokens, past, positions=positions), truth)
-        assert torch.allclose(logits, truth, atol=1e-9) == same
+        cache, positions = hugging_face_cache(past, 1), torch.arange(start, start + 9)[None]
+        truth = hugging_face_twin(model)(tokens, past_key_values=cache, position_ids=positions)
+        assert torch.allclose(model(tokens, past), truth.logits, atol=1e-9) == same
 
 
 @pytest.mark.parametrize("form", PEFTS_FORMS)
@@ -167,16 +146,11 @@ def test_positions_start_behind_the_prefix():
 @torch.no_grad()
 def test_key_values_are_layer_by_layer_key_then_value_as_pefts(seed, form):
     model, prefix = model_and_prefix(seed, form)
-    config, key_values, past = model.config, prefix.key_values(), prefix()
+    past = prefix()
     cache = peft_twin(hugging_face_twin(model), prefix).get_prompt(batch_size=1)
-    assert len(past) == config.n_layer == len(cache.layers)
-    for layer, pair in enumerate(past):
-        truth = torch.stack([cache.layers[layer].keys, cache.layers[layer].values])
-        assert_close(torch.stack(pair), truth)
-        for which, vectors in enumerate(pair):  # [1, n_head, P, head_dim]
-            at = (2 * layer + which) * config.n_embd
-            flat = vectors[0].transpose(0, 1).flatten(1)
-            assert torch.equal(flat, key_values[:, at : at + config.n_embd])
+    assert len(past) == model.config.n_layer == len(cache.layers)
+    for pair, layer in zip(past, cache.layers):
+        assert_close(torch.stack(pair), torch.stack([layer.keys, layer.values]))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -193,8 +167,6 @@ def test_a_saved_prefix_of_every_form_opens_in_peft_and_here(tmp_path, seed, for
     loaded = load_prefix(tmp_path)
     assert count_parameters(loaded) == prefix.key_values().numel() and not loaded.networks
     assert torch.equal(loaded.key_values(), prefix.key_values().float())
-    for pair, truth in zip(loaded(), prefix(), strict=True):
-        assert torch.equal(torch.stack(pair), torch.stack(truth).float())
     tokens, mask = ragged_batch(seed, model.config)
     peft_model = PeftModel.from_pretrained(hugging_face_twin(model), tmp_path).double()
     truth = peft_model(tokens, attention_mask=mask.long()).logits[mask]
@@ -221,24 +193,17 @@ def test_a_missing_file_is_named(folder, name):
 
 @pytest.mark.parametrize("change, message", [
     ({"peft_type": "LORA"}, "peft_type is 'LORA', but only 'PREFIX_TUNING' is supported"),
-    ({"peft_type": ...}, "peft_type is None"),
     ({"num_layers": ...}, "num_layers is missing"),
-    ({"num_layers": "2"}, "n_layer .* '2'"),
     ({"num_attention_heads": 4}, "must be a multiple of n_head"),
     ({"num_transformer_submodules": 2}, "num_transformer_submodules is 2, but only 1"),
     ({"task_type": "SEQ_2_SEQ_LM"}, "task_type is 'SEQ_2_SEQ_LM'"),
     ({"num_virtual_tokens": 4.0}, "length must be a whole number above 0, but is 4.0"),
-    ({"num_virtual_tokens": 5}, r"the shape \[4, 24\], but adapter_config.json asks for \[5, 24\]"),
     ({"num_layers": 3}, r"the shape \[4, 24\], but adapter_config.json asks for \[4, 36\]"),
-    ("[]", "adapter_config.json"),
-    ("{", "adapter_config.json holds no JSON object"),
 ])
 def test_configurations_of_other_adapters_are_refused(folder, change, message):
     path = folder / "adapter_config.json"
-    if isinstance(change, dict):
-        values = json.loads(path.read_text()) | change
-        change = {name: value for name, value in values.items() if value is not ...}
-    path.write_text(change if isinstance(change, str) else json.dumps(change))
+    values = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not ...}))
     with pytest.raises(InputError, match=f"{folder}.*{message}"):
         load_prefix(folder)
 

@@ -1,6 +1,5 @@
 """Weights in files: TensorFlow's, Hugging Face's, damaged ones; and the memory they take."""
 
-import json
 import pickle
 import random
 import re
@@ -47,15 +46,6 @@ def tf_folder(shared, tmp_path):
 # --------------------------------------------------------------------------------------------------
 
 
-def test_tensorflows_checkpoint_reads_bit_for_bit(shared):
-    expected = expected_tensors(shared)
-    tensors = dict(read_tf_checkpoint(shared / "tf-checkpoint" / "model.ckpt"))
-    assert tensors.keys() == expected.keys()
-    for name, tensor in tensors.items():
-        assert tensor.shape == expected[name].shape and tensor.dtype == torch.float32
-        assert tensor.numpy().tobytes() == expected[name].tobytes(), name
-
-
 def test_tensorflows_checkpoint_gives_the_expected_logits(shared):
     expected = np.load(shared / "tf-checkpoint" / "expected_logits.npz")
     model = load_model(shared / "tf-checkpoint", dtype=torch.float64)
@@ -74,13 +64,6 @@ def test_gpt2_mediums_published_sizes_are_those_of_its_name(tmp_path):
             file.truncate(size)
     config = load_config(tmp_path)
     assert config == GPT2Config(**PUBLISHED["gpt2-medium"]) and config.eos_token == 50256
-    with torch.device("meta"):
-        model = GPT2(config)
-    parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    layout = published_layout(**MEDIUM)
-    assert len({theirs for theirs, _, _ in layout}) == len(layout) == 24 * 12 + 4
-    # Dense layers have a dimension of 1 in front there.
-    assert parameters == {ours: list(shape)[-2:] for _, ours, shape in layout}
 
 
 def test_gpt2_mediums_published_layout_gives_each_parameter_its_variable(tmp_path):
@@ -88,7 +71,9 @@ def test_gpt2_mediums_published_layout_gives_each_parameter_its_variable(tmp_pat
     variables = random_variables(sizes)
     write_openai_folder(tmp_path, sizes, variables, n_blocks=8)
     parameters = dict(load_model(tmp_path).named_parameters())
-    for theirs, ours, shape in published_layout(**sizes):
+    layout = published_layout(**sizes)
+    assert len(parameters) == len(layout) == 24 * 12 + 4
+    for theirs, ours, shape in layout:  # dense layers have a dimension of 1 in front there
         expected = variables[theirs].reshape(shape[-2:])
         assert np.array_equal(parameters[ours].detach().numpy(), expected), ours
 
@@ -114,43 +99,16 @@ def test_a_flipped_byte_of_the_index_is_noticed_unless_it_carries_nothing(shared
     assert len(unnoticed) <= 13 + 3 + 35
 
 
-def test_a_flipped_byte_of_the_data_is_noticed(tf_folder):
-    draw, sound = random.Random(0), (tf_folder / DATA).read_bytes()
-    message = rf"{re.escape(DATA)} is damaged: the checksum of model/"
-    for at in [0, len(sound) - 1, *draw.sample(range(len(sound)), 20)]:
-        damaged = bytearray(sound)
-        damaged[at] ^= draw.randint(1, 255)
-        (tf_folder / DATA).write_bytes(damaged)
-        with pytest.raises(InputError, match=message):
-            load_model(tf_folder)
-
-
-@pytest.mark.parametrize("name", [INDEX, DATA, "hparams.json"])
-def test_a_missing_file_is_named(tf_folder, name):
-    (tf_folder / name).unlink()
-    with pytest.raises(InputError, match=re.escape(name)):
-        load_model(tf_folder)
-
-
 def changed(values, change):
     """`values` with `change`, in which None takes a value away."""
     return {name: value for name, value in (values | change).items() if value is not None}
 
 
-HPARAMS = {"n_vocab": 301, "n_embd": 48, "n_head": 4, "n_layer": 3}  # without n_ctx
-
-
 @pytest.mark.parametrize("content, message", [
     (b'{"n_vocab": 301,\n', "no JSON object that can be read .*line 2"),
     (b"[301, 32, 48, 4, 3]", "it is a list"),
-    ({"n_ctx": 32, "n_embd": "48"}, "n_embd .* '48'"),
-    ({"n_ctx": 32, "n_embd": 47}, r"n_embd \(47\) must be a multiple of n_head \(4\)"),
-    ({"n_ctx": 32, "n_layer": -3}, "n_layer .* -3"),
-    ({}, "n_ctx is missing"),
-])
+    (b'{"n_vocab": 301, "n_embd": 48, "n_head": 4, "n_layer": 3}', "n_ctx is missing")])
 def test_broken_hparams_are_one_error_that_names_the_file(tf_folder, content, message):
-    if isinstance(content, dict):
-        content = json.dumps(HPARAMS | content).encode()
     (tf_folder / "hparams.json").write_bytes(content)
     with pytest.raises(InputError, match=rf"hparams\.json.*{message}"):
         load_model(tf_folder)
@@ -207,12 +165,6 @@ def test_hugging_face_folders_give_hugging_faces_logits(
         assert_close(ours, twin.double()(tokens).logits)
 
 
-def test_the_configurations_endoftext_wins(twin, tmp_path):
-    twin.config.eos_token_id = 7
-    twin.save_pretrained(tmp_path)
-    assert load_model(tmp_path).config.eos_token == 7
-
-
 class RunsCode:
     """An object whose pickle, when it is loaded naively, writes a file."""
 
@@ -241,26 +193,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(twin, tmp_path
         assert trace.exists()  # the file was a live one
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bin", "legacy bin", INDEX, DATA])
-def test_a_cut_file_of_weights_is_named(twin, tmp_path, form):
-    name = {"safetensors": "model.safetensors"}.get(form, "pytorch_model.bin")
-    if form in (INDEX, DATA):
-        sizes, name = HPARAMS | {"n_ctx": 8}, form
-        write_openai_folder(tmp_path, sizes, random_variables(sizes))
-    else:
-        twin.save_pretrained(tmp_path)
-    if name == "pytorch_model.bin":
-        save_bin(tmp_path, twin.state_dict(), _use_new_zipfile_serialization=form == "bin")
-    path, draw = tmp_path / name, random.Random(0)
-    sound = path.read_bytes()
-    for length in [0, 1, 7, 8, 9, 47, 48, len(sound) - 1, *draw.sample(range(len(sound)), 12)]:
-        path.write_bytes(sound[:length])
-        with pytest.raises(InputError, match=re.escape(name)):
-            load_model(tmp_path)
-
-
-@pytest.mark.parametrize("content", [
-    [torch.ones(3)], torch.ones(3), 5, {0: torch.ones(3)}, {"wte.weight": 5}])
+@pytest.mark.parametrize("content", [[torch.ones(3)], {0: torch.ones(3)}, {"wte.weight": 5}])
 def test_a_bin_that_holds_no_named_tensors_is_named(twin, tmp_path, content):
     twin.save_pretrained(tmp_path)
     save_bin(tmp_path, content)
@@ -269,11 +202,8 @@ def test_a_bin_that_holds_no_named_tensors_is_named(twin, tmp_path, content):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"transformer.h.1.ln_2.bias": None}, "lack h.1.ln_2.bias"),
     ({"transformer.wpe.weight": None, "transformer.wte.weight": None},
      "lack wpe.weight, wte.weight"),
-    ({"transformer.h.0.attn.rotary": torch.ones(3)},
-     "h.0.attn.rotary is not part of a GPT-2 of this many layers"),
     ({"transformer.h.2.ln_2.bias": torch.ones(12)},
      "h.2.ln_2.bias is not part of a GPT-2 of this many layers"),
     ({"transformer.h.0.attn.c_attn.weight": torch.ones(36, 12)},
@@ -298,7 +228,6 @@ def test_weights_that_are_no_gpt2_are_named(twin, tmp_path, change, message):
     ({"n_inner": 24}, "n_inner is 24"),
     ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ({"n_head": 5}, r"n_embd \(12\) must be a multiple of n_head \(5\)"),
-    ({"n_layer": "2"}, "n_layer .* '2'"),
 ])
 def test_configurations_of_other_architectures_are_refused(twin, tmp_path, change, message):
     twin.save_pretrained(tmp_path)
@@ -309,32 +238,23 @@ def test_configurations_of_other_architectures_are_refused(twin, tmp_path, chang
         load_model(tmp_path)
 
 
-def test_folders_without_weights_are_named(twin, tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path} holds no model"):
-        load_model(tmp_path)
-    twin.config.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="neither model.safetensors nor pytorch_model.bin"):
-        load_model(tmp_path)
-    with pytest.raises(InputError, match="there is no model 'nowhere'"):
-        load_model("nowhere")
-
-
 # --------------------------------------------------------------------------------------------------
 # Saving
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed, dtype", [(0, torch.float32), (1, torch.float16)])
-def test_what_is_saved_opens_in_hugging_face_and_here(tmp_path, small_vocabulary, seed, dtype):
-    config = random_config(seed)
-    model = random_model(config, seed, dtype).float()  # numbers that either dtype holds exactly
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_saved_opens_in_hugging_face_and_here(tmp_path, small_vocabulary, dtype):
+    config = random_config(0)
+    model = random_model(config, 0, dtype).float()  # numbers that either dtype holds exactly
     save_model(model, tmp_path, small_vocabulary, dtype)
-    twin = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32)
     again = load_model(tmp_path)
-    assert again.config == config and twin.config.eos_token_id == config.eos_token
+    assert again.config == config
     for name, parameter in model.named_parameters():
         assert torch.equal(again.get_parameter(name), parameter)
-    tokens = torch.randint(config.n_vocab, (2, 20), generator=torch.Generator().manual_seed(seed))
+    twin = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32)
+    assert twin.config.eos_token_id == config.eos_token
+    tokens = torch.randint(config.n_vocab, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert_close(model.double()(tokens), twin.double()(tokens).logits)
     text = "The Vaults is a café near <|endoftext|>"
@@ -399,8 +319,9 @@ def test_the_command_goes_on_writing_as_the_model_does(tmp_path, small_vocabular
     assert result.stdout == prompt + tokenizer.decode(written) + "\n" and len(written) > 3
 
 
-@pytest.mark.parametrize("main, arguments", [
-    (gpt2.main, ("--model", "gpt3", "Once")), (prefix.main, ("--length", 0))])
-def test_a_users_mistake_is_one_line_on_stderr(main, arguments):
+@pytest.mark.parametrize("main, arguments, message", [
+    (gpt2.main, ("--model", "gpt3", "Once"), "there is no model 'gpt3': give a folder or one of "),
+    (prefix.main, ("--length", 0), "--length must be at least 1, but is 0")])
+def test_a_users_mistake_is_one_line_on_stderr(main, arguments, message):
     done = run_here(main, *arguments)
-    assert done.stdout == "" and re.fullmatch(r"error: [^\n]+\n", done.stderr)
+    assert done.stdout == "" and re.fullmatch(f"error: {message}.*\n", done.stderr)
