@@ -170,10 +170,10 @@ def nist(counts, zero_is_false=True):
     >>> round(nist(counts), 4), round(0.5 * (math.log2(4.5) / 2 + 1), 4)
     (1.0425, 1.0425)
     """
-    ngrams, lengths = counts.references.ngrams, counts.references.lengths
-    reference_tokens = sum(map(sum, lengths))
     if not counts.matched:
         return 0.0
+    ngrams, lengths = counts.references.ngrams, counts.references.lengths
+    reference_tokens = sum(map(sum, lengths))
     score = 0.0
     for ngram, times in counts.matched.items():
         history = ngram[:-1]

@@ -65,8 +65,10 @@ def cider_by_definition(references, outputs):
 @given(corpora)
 def test_rouge_and_cider_equal_their_definitions(corpus):
     references, outputs = zip(*corpus)
-    ours = rouge.rouge_l(references, outputs), cider.cider(cider.References(references), outputs)
-    theirs = list(map(rouge_by_definition, references, outputs))
-    for (score, segments), expected in zip(ours, (theirs, cider_by_definition(references, outputs))):
+    for (score, segments), expected in (
+        (rouge.rouge_l(references, outputs), list(map(rouge_by_definition, references, outputs))),
+        (cider.cider(cider.References(references), outputs),
+         cider_by_definition(references, outputs)),
+    ):
         assert segments == pytest.approx(expected, abs=1e-9)
         assert score == pytest.approx(sum(expected) / len(expected), abs=1e-9)
