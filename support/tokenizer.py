@@ -124,6 +124,8 @@ def rank_tokens(ids, merges):
 
 def added_tokens(ids, added):
     """{token: id} of <|endoftext|> and of the tokens that are one wherever they stand in a text."""
+    if END not in ids:
+        raise ValueError(f"{END} is missing")
     tokens = {END}
     for entry in added:
         if isinstance(entry, dict):
@@ -131,9 +133,8 @@ def added_tokens(ids, added):
                 raise ValueError(f"its token {entry['content']!r} takes more than its letters")
             entry = entry["content"]
         tokens.add(entry)
-    if missing := tokens - ids.keys():
-        raise ValueError(f"{min(missing)} is missing")
-    return {token: ids[token] for token in tokens}
+    # What has a purpose and no id, such as a pad_token, is in no model: only letters.
+    return {token: ids[token] for token in tokens & ids.keys()}
 
 
 def bytes_of_characters():

@@ -94,7 +94,7 @@ def test_added_tokens_are_used_as_hugging_face_uses_them(tokenizers, parts):
 
 
 @pytest.mark.parametrize("name, values", [
-    ("special_tokens_map.json", {"pad_token": {"content": "<name>", "lstrip": False}}),
+    ("special_tokens_map.json", {"bos_token": {"content": "<name>"}, "pad_token": "[PAD]"}),
     ("special_tokens_map.json", {"additional_special_tokens": ["<name>"]}),
     ("tokenizer_config.json", {"added_tokens_decoder": {"300": {"content": "<name>"}}}),
 ])
