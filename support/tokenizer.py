@@ -32,8 +32,8 @@ class Tokenizer(tiktoken.Encoding):
     def __init__(self, folder):
         path, *others = vocabulary_files(folder)
         with blaming(path, "and the files beside it hold no byte-level BPE such as GPT-2's"):
-            ids, merges, entries = read_tables(path, others)
-            self.added = added_tokens(ids, entries)
+            ids, merges, added = read_tables(path, others)
+            self.added = added_tokens(ids, added)
             super().__init__(str(path), pat_str=WORDS, mergeable_ranks=rank_tokens(ids, merges),
                              special_tokens=self.added)
             line = " ".join([EVERY_KIND, *self.added])
