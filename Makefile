@@ -16,11 +16,7 @@ long: .venv/installed-dev
 
 results: .venv/installed
 	.venv/bin/python -m experiments.make
-	.venv/bin/python -m experiments.tables
-	$(MAKE) figures
-
-figures: .venv/installed
-	.venv/bin/python -m experiments.draw
+	.venv/bin/python -m experiments.show
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -32,4 +28,4 @@ figures: .venv/installed
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: demo test long results figures
+.PHONY: demo test long results

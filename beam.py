@@ -12,11 +12,12 @@ import torch
 
 from e2e_data import check_lengths, encode_table, read_table
 from gpt2 import load_both, past_length
-from prefix import load_past
+from prefix import load_pasts
 from support.bases import NAMES
 from support.commands import InputError, progress_bar, run_command
 from support.devices import pick_device
 from support.drawing import draw_tree
+from support.run_folder import read_source
 from support.settings import DECODER, add_arguments
 from support.speed import Growing, fast_products, pad, rows_that_stay, wanted_logits
 
@@ -154,7 +155,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
     for length in range(1, max_new_tokens + 1):
         log_probs = torch.log_softmax(logits.float(), -1)  # [B, beams, n_vocab]
         log_probs[..., banned] = -torch.inf
-        scores = torch.tensor([search.scores for search in searches], device=device)  # [B, beams]
+        scores = log_probs.new_tensor([search.scores for search in searches])  # [B, beams]
         candidates = scores[..., None] + log_probs  # each beam with each token
         candidates = candidates.flatten(1)  # [B, beams * n_vocab]
         top_scores, top = candidates.topk(2 * num_beams)  # each [B, 2 * num_beams], best first
@@ -215,16 +216,19 @@ def main():
     add = parser.add_argument
     add("table", nargs="?", default="name : Blue Spice | Type : pub | area : riverside",
         metavar="TABLE", help="what to describe (default: %(default)s)")
-    add("--model", default="tiny", metavar="NAME|DIR",
-        help=f"{', '.join(NAMES)} or a folder (default: %(default)s)")
-    add("--prefix", metavar="DIR", help="a folder with a prefix for this model, such as a run's")
+    add("--model", metavar="NAME|DIR", help=f"{', '.join(NAMES)} or a folder (default: the one that "
+        "the prefix was trained on, or tiny)")
+    add("--prefix", metavar="DIR", help="a folder with a prefix, such as a run's")
     add_arguments(parser, DECODER | {"num_beams": 3, "max_new_tokens": 40})
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
-    model, tokenizer = load_both(args.model, pick_device(args.device))
-    past = None
+    device, past = pick_device(args.device), None
     if args.prefix:
-        past, _ = load_past(args.prefix, model)
+        named = {args.prefix: read_source(args.prefix)["model"]}
+        model, tokenizer, pasts = load_pasts(named, device, args.model)
+        past = pasts[args.prefix]
+    else:
+        model, tokenizer = load_both(args.model or "tiny", device)
     table, banned = read_table(args.table), banned_tokens(model, tokenizer)
     prompt = encode_table(tokenizer, table)
     P = past_length(past)

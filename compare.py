@@ -21,6 +21,7 @@ from support.drawing import draw_curve, draw_losses
 from support.files import blaming, read_json
 from support.run_folder import check_sum, read_settings
 
+FIGURES = ("losses.png", "curve.png")
 COSTS = {  # in scores.json: what the table calls them, and how they are shown
     "trained": ("parameters trained", "{:,.0f}".format),
     "kept": ("kept", "{:,.0f}".format),
@@ -124,10 +125,11 @@ def group_runs(runs):
         if mode == "prefix" and "prefix_length" in own:
             mode = f"prefix {own['prefix_length']}"
         shown = [mode, Path(own["model"]).name, Path(own["data"]).name]
+        shown += ["not finished"] * own.get("unfinished", False)
         same_mode = [run.settings for run in runs if run.settings["mode"] == own["mode"]]
         for name, value in own.items():
             differs = any(other.get(name, value) != value for other in same_mode)
-            is_shown = name in ("seed", "model", "data", "prefix_length")
+            is_shown = name in ("seed", "model", "data", "prefix_length", "unfinished")
             if differs and value is not None and not is_shown and not name.endswith("_sha256"):
                 shown.append(f"{name} {textwrap.shorten(str(value), 40, placeholder=' ...')}")
         label = ", ".join(shown)
@@ -211,12 +213,12 @@ def compare_runs(folders, out, n_tables=0):
     drawn = []
     logs = {label: [run.log for run in runs] for label, runs in groups.items() if runs[0].log}
     if logs:  # a bare model has none
-        drawn.append(Path(out) / "losses.png")
+        drawn.append(Path(out) / FIGURES[0])
         draw_losses(logs, drawn[-1])
     prefixes = {label: runs for label, runs in groups.items()
                 if runs[0].settings["mode"] == "prefix" and "prefix_length" in runs[0].settings}
     if len({runs[0].settings["prefix_length"] for runs in prefixes.values()}) > 1:
-        drawn.append(Path(out) / "curve.png")
+        drawn.append(Path(out) / FIGURES[1])
         draw_curve(prefixes, drawn[-1])
     if drawn:
         print("\nFigures: " + ", ".join(map(str, drawn)))

@@ -29,16 +29,14 @@ from beam import banned_tokens, beam_search, check_search
 from e2e_data import (check_lengths, encode_example, encode_table, group_by_table, make_batch,
                       read_examples, read_table)
 from gpt2 import GPT2, generate, load_both, past_length
-from prefix import load_past, stack_pasts
-from support.bases import NAMES, model_folder, read_adapter_config
-from support.commands import InputError, run_command, seed_number
-from support.devices import autocast, pick_device
+from prefix import load_pasts, stack_pasts
+from support.commands import InputError, run_command
+from support.devices import autocast, pick_device, random_generator
 from support.files import sha256, write_json, write_text
 from support.processes import collect, launched, rank, world_size
 from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data, is_known,
                              parse_table, single_blanks, split_path)
-from support.run_folder import (check_new, claim, fingerprints, is_finished, read_settings,
-                                sums_of)
+from support.run_folder import check_new, claim, is_finished, read_source, sums_of
 from support.settings import DECODER, add_arguments, add_device_arguments
 from support.speed import products_library
 
@@ -76,7 +74,7 @@ def load_runs(sources, device="auto", base=None):
 
     A single source may be any run. Raises InputError.
     """
-    every, pasts = {source: read_source(source) for source in sources}, {}
+    every = {source: read_source(source) for source in sources}
     first, settings = next(iter(every.items()))
     device = pick_device(device)
     for source, its in every.items():
@@ -90,52 +88,10 @@ def load_runs(sources, device="auto", base=None):
             raise InputError(f"{first} is a whole model, to which no other base can be given")
         model, tokenizer = load_both(first, device)
         return Run(settings, tokenizer, model, None), {first: None}
-    named = settings["model"] = str(base or settings["model"])
-    try:
-        model, tokenizer = load_both(named, device)
-    except InputError as error:
-        if base is not None:
-            raise
-        raise InputError(f"{first} needs the base that it was trained on: {error}; or give it with "
-                         "--model") from None
-    now = {"model": named} | fingerprints(model, tokenizer)
-    for source, its in every.items():
-        pasts[source], made_from = load_past(source, model)
-        known = made_from or {"model": its["model"]}  # PEFT tells the name of a base, no more
-        for name, value in known.items():
-            if base is None and now.get(name, value) != value:  # one that is given may differ
-                other = f"was trained on another {name.removesuffix('_sha256')} than"
-                if source != first:
-                    raise InputError(f"leave out {source}: it {other} {first}")
-                raise InputError(f"{source} {other} what {named} holds now; bring that back, or "
-                                 f"use this one all the same with --model {named}")
+    named = {source: its["model"] for source, its in every.items()}
+    model, tokenizer, pasts = load_pasts(named, device, base)
+    settings["model"] = str(base or settings["model"])
     return Run(settings, tokenizer, model, pasts[first]), pasts
-
-
-def read_source(source):
-    """The settings of what a folder or a name stands for. Raises InputError where it is no run."""
-    folder = model_folder(source)
-    settings = {"mode": "the base alone", "model": str(source), "seed": None, "dtype": "float32"}
-    if (folder / "run.json").exists():
-        settings = read_settings(folder)
-        is_prefix = settings["mode"] == "prefix"
-        weights = "adapter_model.safetensors" if is_prefix else "model.safetensors"
-        if not (folder / weights).exists():
-            raise InputError(f"{folder} has no {weights} yet: no epoch of its training has ended; "
-                             "go on with train.py --resume")
-        return settings
-    if (folder / "adapter_config.json").exists():
-        named = str(read_adapter_config(folder)[1] or None)
-        hub_name = named.removeprefix("openai-community/")  # where Hugging Face has OpenAI's
-        return settings | {"mode": "prefix", "model": hub_name if hub_name in NAMES else named,
-                           "adapter": str(source)}
-    is_model = any((folder / name).exists() for name in ("config.json", "hparams.json"))
-    if source not in NAMES and not is_model:
-        inside = [str(path.parent) for path in sorted(folder.glob("*/run.json"))]
-        what = f"give one of those in it: {', '.join(inside[:9])}" if inside else (
-            "run.json, adapter_config.json, config.json and hparams.json are all missing")
-        raise InputError(f"{folder} holds neither a run nor a model; {what}")
-    return settings
 
 
 def describe_tables(run, tables, decoder=DECODER, batch_size=64):
@@ -177,7 +133,7 @@ def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max
 def sample(run, prompts, temperature, seed, max_new_tokens):
     """Yields for each prompt a sentence sampled from the model; temperature 1 leaves its
     distribution as it is."""
-    banned, generator = banned_tokens(run.model, run.tokenizer), torch.Generator().manual_seed(seed)
+    banned, generator = banned_tokens(run.model, run.tokenizer), random_generator(seed)
     for prompt in prompts:
         with autocast(run.model.device, run.settings["dtype"]):
             tokens = list(generate(run.model, prompt, max_new_tokens, temperature, generator,
@@ -216,25 +172,39 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     if rank() > 0:  # one process scores and writes
         return None
     if out is not None:
-        out = Path(out)
-        groups = ["\n".join(group) for group in references]  # with a blank line between them
-        write_text(out / "references.txt", "\n\n".join(groups) + "\n")
-        write_text(out / "tables.txt", "\n".join(tables) + "\n")
-        write_text(out / "outputs.txt", "\n".join(outputs) + "\n")
+        write_sentences(Path(out), tables, outputs, references)
     scores = metrics.evaluate(references, outputs)
     if out is not None:
-        versions = {name: version(name) for name in ("torch", "tiktoken")}
-        versions |= {"python": platform.python_version(), "products": products_library()}
-        signature = {
-            "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
-            "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
-            "settings": run.settings, "versions": versions, "files": sums_of(out),
-        }
-        write_json(out / "scores.json", scores | {"signature": signature, "costs": costs})
+        signature = make_signature(run, data, test_file, decoder, Path(out))
+        write_json(Path(out) / "scores.json", scores | {"signature": signature, "costs": costs})
     for i in range(0, len(tables), math.ceil(len(tables) / 4)):  # a few, spread over the test set
         print(f"\ntable      {tables[i]}\nmodel      {outputs[i]}\nreference  {references[i][0]}")
+    print_scores(f"{run.settings['mode']}, {Path(run.settings['model']).name}, {Path(data).name}",
+                 scores, test_file)
+    return scores
 
-    name = f"{run.settings['mode']}, {Path(run.settings['model']).name}, {Path(data).name}"
+
+def write_sentences(folder, tables, outputs, references):
+    """Writes tables.txt and outputs.txt, a line each, and references.txt, groups of lines."""
+    groups = ["\n".join(group) for group in references]  # with a blank line between them
+    write_text(folder / "references.txt", "\n\n".join(groups) + "\n")
+    write_text(folder / "tables.txt", "\n".join(tables) + "\n")
+    write_text(folder / "outputs.txt", "\n".join(outputs) + "\n")
+
+
+def make_signature(run, data, test_file, decoder, folder):
+    """What scores were made from: without it they could not be compared with others."""
+    versions = {name: version(name) for name in ("torch", "tiktoken")}
+    versions |= {"python": platform.python_version(), "products": products_library()}
+    return {
+        "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
+        "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
+        "settings": run.settings, "versions": versions, "files": sums_of(folder),
+    }
+
+
+def print_scores(name, scores, test_file):
+    """Prints the row of a run, above the published rows where they are of the same test set."""
     rows = [(name, scores)]
     if test_file.name == SRC1_NAMES["test"] and is_known(test_file):
         rows += [(name, dict(zip(metrics.METRICS, figures.split())))
@@ -245,7 +215,6 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     if test_file.name in (CSV_NAMES["test"], ZIP_NAME):
         print(f"Published scores are on the tokenised references of {SRC1_NAMES['test']}; those on "
               f"{test_file} cannot be compared with them.")
-    return scores
 
 
 def main():
@@ -267,7 +236,7 @@ def main():
     way("--temperature", type=float, help="draw sentences; 1: as the model says, 0: the likeliest "
         "token each time")
     add("--out", metavar="DIR", help="with --data: keep sentences and scores in this new folder")
-    add("--seed", type=seed_number, default=0, metavar="N",
+    add("--seed", type=int, default=0, metavar="N",
         help="for drawing (default: %(default)s)")
     add_arguments(parser, DECODER)
     add_device_arguments(parser)
@@ -295,8 +264,6 @@ def check_arguments(args):
         raise InputError("--temperature draws: --num-beams and --length-penalty are of the search")
     if args.data and args.tables:
         raise InputError("give either tables or --data")
-    if args.temperature and not 0.01 <= args.temperature <= 100:
-        raise InputError("--temperature must be 0, or from 0.01 to 100")
     if args.out:
         check_new(Path(args.out), "the sentences and scores")
 

@@ -16,8 +16,9 @@ import torch
 
 from gpt2 import load_tokenizer
 from support.commands import InputError, run_command
+from support.files import sha256
 from support.reading import (SPLITS, find_data, is_known, name_of_kind, one_line, read_raw,
-                             single_blanks, split_path)
+                             single_blanks, split_path, unread_files)
 from support.speed import pad
 
 # --------------------------------------------------------------------------------------------------
@@ -78,6 +79,7 @@ def read_slot(slot):
     return key, value
 
 
+WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is described and scored"}
 KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 SLOT = r"([^\s\[\],:|](?:[^\[\],:|]*[^\s\[\],:|])?)\[([^\[\]]*)\]"  # key[value]
 E2E_FORM = f"{SLOT}(?:, {SLOT})*"
@@ -169,6 +171,40 @@ def check_lengths(examples, n_ctx):
                          "shorter prefix or a smaller --max-new-tokens")
 
 
+def encode_splits(settings, model, tokenizer):
+    """({split: its examples, encoded}, {name: SHA-256 of each file}).
+
+    Raises InputError for examples that have no room in the model, naming file and line.
+    """
+    folder, encoded, made_from, lengths = find_data(settings.data), {}, {}, []
+    P = settings.prefix_length if settings.mode == "prefix" else 0
+    for split in SPLITS:
+        path, encoded[split] = split_path(folder, split), []
+        if split in WITHOUT and not path.exists():
+            print(f"{path} is missing: {WITHOUT[split]}.")
+            if others := unread_files(folder):
+                print(f"note: {', '.join(others[:3])} is there, but not read; rename the file to "
+                      f"{path.name} if it is the {split} data")
+            made_from[f"{split}_sha256"] = ""
+            continue
+        for where, example in read_examples(folder, split):
+            prompt, answer = encode_example(tokenizer, *example)
+            encoded[split].append((prompt, answer))
+            n_new = settings.max_new_tokens if split == "test" else len(answer)
+            lengths.append((where, P, prompt, n_new))
+        made_from[f"{split}_sha256"] = sha256(path)
+    check_lengths(lengths, model.config.n_ctx)
+    if settings.max_examples:  # the first batch of an epoch before the others
+        encoded["train"] = shuffled_batches(encoded["train"], settings.max_examples, settings.seed,
+                                            epoch=-1)[0]
+    return encoded, made_from
+
+
+def count_targets(encoded):
+    """How many tokens carry loss in examples as `encode_example` gives them."""
+    return sum(len(answer) for _, answer in encoded)
+
+
 @dataclass
 class Batch:
     """Examples as a model is trained on them.
@@ -192,7 +228,8 @@ def make_batch(encoded, device="cpu"):
         end = number * T + len(row)
         wanted += range(end - len(answer), end)  # the prompt's last token asks for the first
         targets += answer
-    return Batch(tokens, places, torch.tensor(wanted).to(device), torch.tensor(targets).to(device))
+    wanted, targets = (torch.tensor(numbers, device=device) for numbers in (wanted, targets))
+    return Batch(tokens, places, wanted, targets)
 
 
 def shuffled_batches(encoded, batch_size, seed, epoch):

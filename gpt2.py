@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from support import bases, hugging_face
-from support.commands import InputError, run_command, seed_number
-from support.devices import Unset, pick_device
+from support.commands import InputError, run_command
+from support.devices import Unset, pick_device, random_generator
 from support.tokenizer import Tokenizer
 
 # --------------------------------------------------------------------------------------------------
@@ -215,8 +215,11 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, ban
     """Goes on writing after `tokens` (a list): yields token after token, until <|endoftext|>.
 
     temperature 0 takes the likeliest token each time, 1 draws from the model's own distribution.
-    banned tokens are never written. A past, as in `GPT2.forward`, stands before `tokens`.
+    banned tokens are never written. A past, as in `GPT2.forward`, stands before `tokens`. Raises
+    InputError at other temperatures than 0 and 0.01 to 100.
     """
+    if temperature != 0 and not 0.01 <= temperature <= 100:
+        raise InputError(f"the temperature must be 0, or from 0.01 to 100, but is {temperature}")
     newest = torch.tensor([tokens], device=model.device)
     for _ in range(max_new_tokens):
         logits, past = model(newest, past, return_past=True)
@@ -248,8 +251,9 @@ def load_model(source, device="cpu", dtype=torch.float32):
     Tensors become the parameters one by one: no second copy of the model is ever in memory. Raises
     InputError where a file is missing or damaged, or does not hold just such a model.
     """
-    with torch.device("meta"), Unset():  # shapes without memory
-        model = GPT2(load_config(source))
+    config = load_config(source)
+    with torch.device("meta"), Unset():  # shapes without memory; a file read here would have none
+        model = GPT2(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     model.load_state_dict(bases.read_weights(source, shapes, device, dtype), assign=True)
     return model.eval()
@@ -287,11 +291,9 @@ def main():
         "(default: 60)")
     add("--temperature", type=float, default=0.0, metavar="T",
         help="0 takes the likeliest token (default), 1 draws as the model says")
-    add("--seed", type=seed_number, default=0, metavar="N", help="for drawing (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="for drawing (default: 0)")
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
-    if args.temperature and not 0.01 <= args.temperature <= 100:
-        raise InputError("--temperature must be 0, or from 0.01 to 100")
     model, tokenizer = load_both(args.model, pick_device(args.device))
     tokens = tokenizer.encode(args.prompt, allowed_special="all") or [model.config.eos_token]
     room = model.config.n_ctx - len(tokens)
@@ -299,15 +301,16 @@ def main():
         raise InputError(f"after {len(tokens)} tokens there is room for {room}; --max-new-tokens "
                          "must be at least 1")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several tokens
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = random_generator(args.seed)
     max_new_tokens = min(args.max_new_tokens, room)
-    print(args.prompt, end="", flush=True)
     written = generate(model, tokens, max_new_tokens, args.temperature, generator,
                        tokenizer.ids_without_text(model.config.n_vocab))
+    text = args.prompt
     for token in written:
-        text = decoder.decode(tokenizer.decode_single_token_bytes(token))
+        text += decoder.decode(tokenizer.decode_single_token_bytes(token))
         print(text, end="", flush=True)
-    print(decoder.decode(b"", final=True))
+        text = ""
+    print(text + decoder.decode(b"", final=True))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import math
 import torch
 from torch import nn
 
-from gpt2 import GPT2, GPT2Config
+from gpt2 import GPT2, GPT2Config, load_both
 from support.bases import PUBLISHED, read_adapter, write_adapter
 from support.commands import InputError, run_command
-from support.devices import Unset
+from support.devices import Unset, usual_defaults
+from support.run_folder import fingerprints
+from support.settings import HIDDEN
 
-HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-implementation
 
 
 class Prefix(nn.Module):
@@ -41,7 +42,11 @@ class Prefix(nn.Module):
         width = config.n_layer * 2 * config.n_embd  # a key and a value for each layer
         n_networks = {"network": 1, "per-layer": config.n_layer, "direct": 0}[form]
         hidden = hidden or HIDDEN.get(form)
-        self.embedding = nn.Embedding(length, config.n_embd if n_networks else width)  # P'
+        if n_networks or start is None:
+            self.embedding = nn.Embedding(length, config.n_embd if n_networks else width)  # P'
+        else:
+            self.embedding = nn.Embedding.from_pretrained(start.clone(), freeze=False)
+            start = None
         self.networks = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(config.n_embd, hidden),
@@ -50,9 +55,6 @@ class Prefix(nn.Module):
             )
             for _ in range(n_networks)
         )
-        if form == "direct" and start is not None:
-            self.embedding.weight.data.copy_(start)
-            start = None
         self.register_buffer("start", start, persistent=False)  # follows from the settings
 
     def key_values(self):
@@ -83,6 +85,17 @@ def activations(model, tokens):
     _, past = model(torch.tensor([tokens], device=model.device), return_past=True)
     x = torch.stack([torch.stack(pair) for pair in past])  # [n_layer, 2, 1, n_head, P, head_dim]
     return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # Prefix.forward the other way round
+
+
+def make_prefix(settings, model, tokenizer):
+    """The prefix that `settings` ask for, at its start: random, or made of words (section 7.4)."""
+    start, length = None, settings.prefix_length
+    if settings.prefix_words:
+        words = tokenizer.encode(settings.prefix_words, allowed_special="all")
+        start = activations(model, (words * length)[:length])
+    with usual_defaults():  # the random numbers of float32 on the CPU: the same everywhere
+        prefix = Prefix(model.config, length, settings.prefix_hidden, settings.prefix_form, start)
+    return prefix.to(model.device)
 
 
 def stack_pasts(pasts):
@@ -131,6 +144,40 @@ def load_past(folder, model):
                              f"{getattr(prefix.config, name)}, the model's "
                              f"{getattr(model.config, name)}")
     return prefix(), prefix.made_from
+
+
+def load_pasts(named, device, base=None):
+    """(model, tokenizer, {folder: past}) of prefixes over one base, which is loaded once.
+
+    named   {folder of a prefix: the name or folder of the model that it was trained on}
+    base    the model to put them before all the same, where they were trained on another
+    Raises InputError where a folder holds no prefix, or, without `base`, one that was trained on
+    another model than what the first one names holds now.
+    """
+    first = next(iter(named))
+    if base is None and "" in named.values():
+        nameless = next(folder for folder in named if not named[folder])
+        raise InputError(f"{nameless}/adapter_config.json names no base; give it with --model")
+    source = named[first] if base is None else base
+    try:
+        model, tokenizer = load_both(source, device)
+    except InputError as error:
+        if base is not None:
+            raise
+        raise InputError(f"{first} needs the base that it was trained on: {error}; or give it with "
+                         "--model") from None
+    now, pasts = {"model": source} | fingerprints(model, tokenizer), {}
+    for folder in named:
+        pasts[folder], made_from = load_past(folder, model)
+        known = made_from or {"model": named[folder]}  # PEFT tells the name of a base, no more
+        for name, value in known.items():
+            if base is None and now.get(name, value) != value:
+                other = f"was trained on another {name.removesuffix('_sha256')} than"
+                if folder != first:
+                    raise InputError(f"leave out {folder}: it {other} {first}")
+                raise InputError(f"{folder} {other} what {source} holds now; bring that back, or "
+                                 f"use this one all the same with --model {source}")
+    return model, tokenizer, pasts
 
 
 def count_parameters(module):

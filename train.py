@@ -11,7 +11,8 @@ From a program:
 
 import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,24 +20,21 @@ import torch.nn.functional as F
 
 import metrics
 from beam import banned_tokens, check_search
-from compare import compare_runs
+from compare import FIGURES, compare_runs
 from describe import load_run, score_test_set
-from e2e_data import check_lengths, encode_example, make_batch, read_examples, shuffled_batches
+from e2e_data import count_targets, encode_splits, make_batch, shuffled_batches
 from gpt2 import load_both, save_model
-from prefix import HIDDEN, Prefix, activations, count_parameters, save_prefix
-from support.bases import NAMES, PUBLISHED, model_folder
+from prefix import count_parameters, make_prefix, save_prefix
+from support.bases import PUBLISHED, model_folder
 from support.commands import InputError, command_line, run_command
 from support.devices import autocast, pick_device, reset_peak_memory
 from support.drawing import draw_losses, load_matplotlib
-from support.files import sha256, write_json
-from support.processes import add_up, check_one_folder, join, rank, wait_for_all, world_size
-from support.reading import SPLITS, find_data, split_path, unread_files
+from support.processes import add_up, join, rank, wait_for_all, world_size
 from support.record import Record, best_epoch, costs_in_words, costs_of_training
-from support.run_folder import check_folder, claim, fingerprints, is_finished
-from support.settings import DECODER, Settings, default_learning_rate, read_arguments
+from support.run_folder import (check_folder, check_parent, claim, fingerprints, is_finished,
+                                open_run)
+from support.settings import DECODER, Settings, read_arguments, settle
 from support.speed import fast_products, products_library, wanted_logits
-
-WITHOUT = {"valid": "no validation loss is measured", "test": "nothing is described and scored"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,11 +127,6 @@ def share_of_batch(examples, device):
     return make_batch(share or examples, device), weight
 
 
-def count_targets(encoded):
-    """How many tokens carry loss in examples as `encode_example` gives them."""
-    return sum(len(answer) for _, answer in encoded)
-
-
 @torch.no_grad()
 def validation_loss(model, prefix, encoded, dtype="float32", batch_size=64):
     """The mean loss a token over all examples, in batches of similar lengths; None of none."""
@@ -152,16 +145,14 @@ def validation_loss(model, prefix, encoded, dtype="float32", batch_size=64):
 
 
 def train_and_score(settings, folder, device="auto", decode_batch_size=64, resume=False):
-    """A run: trains, saves, describes the test tables with what was saved, scores them.
+    """A run: trains, saves, describes the test tables with what was saved, and scores them.
 
     settings   Settings; those that are None follow from the others (`settle`)
-    folder     where all of it is written; with resume a run that was stopped there goes on
+    folder     where everything is written; with resume, a run that was stopped there goes on
     Returns the five scores, None without a test set or where the run is finished already. Raises
     InputError before any work where it cannot be done.
     """
     settings, folder, device = settle(settings), Path(folder), pick_device(device)
-    if decode_batch_size < 1:
-        raise InputError(f"--decode-batch-size must be above 0, but is {decode_batch_size}")
     check_folder(folder, asdict(settings), resume)
     if is_finished(folder):
         with claim(folder):  # removes what a kill left
@@ -170,102 +161,43 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
         return None
     reset_peak_memory(device)
     model, tokenizer = load_both(settings.model, device)
-    encoded, made_from = read_data(settings, model, tokenizer)
+    examples, made_from = encode_splits(settings, model, tokenizer)
     made_from |= fingerprints(model, tokenizer)
-    check_possible(settings, model, tokenizer, encoded)
-    if settings.max_examples:  # the first batch of an epoch that comes before the others
-        encoded["train"] = shuffled_batches(encoded["train"], settings.max_examples, settings.seed,
-                                            epoch=-1)[0]
-    wait_for_all()  # none writes before all have looked
-
-    with claim(folder):
-        run = asdict(settings) | made_from
-        if rank() == 0:
-            check_folder(folder, run, resume)
-            write_json(folder / "run.json", run)
-        check_one_folder(folder)
+    check_possible(settings, model, tokenizer, examples, decode_batch_size)
+    wait_for_all()  # no process writes before all have checked
+    with open_run(folder, asdict(settings) | made_from, resume) as run:
         torch.manual_seed(settings.seed)
         prefix = make_prefix(settings, model, tokenizer) if settings.mode == "prefix" else None
-        base_size = count_parameters(model)
-        n_trained = count_parameters(model if prefix is None else prefix)
-        kept = base_size if prefix is None else prefix.key_values().numel()
-        print(f"{settings.mode}: {settings.model} of {base_size:,} parameters on {device}; trained "
-              f"{n_trained:,}, kept {kept:,} ({kept / base_size:.2%}); learning rate "
-              f"{settings.lr}; {len(encoded['train']):,} examples; float32 products on a CPU by "
+        costs = count_numbers(settings, model, prefix)
+        print(f"{len(examples['train']):,} examples, on {device}, float32 products on a CPU by "
               f"{products_library()}", flush=True)
-
-        def save(trained):
-            if rank() == 0:
-                save_weights(settings, trained, folder, made_from)
-
-        log = train(settings, model, prefix, encoded["train"], encoded["valid"],
-                    Record(folder, run, save))
+        record = Record(folder, run, partial(save_weights, settings, folder, made_from))
+        log = train(settings, model, prefix, examples["train"], examples["valid"], record)
         if settings.keep == "best":
             print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
-        costs = {"trained": n_trained, "kept": kept} | costs_of_training(log)
+        costs |= costs_of_training(log)
         print(costs_in_words(costs), flush=True)
-        del model, prefix
         if rank() == 0:
-            name = f"{settings.mode}, {Path(settings.model).name}, {Path(settings.data).name}"
-            draw_losses({name: [log]}, folder / "loss.png")
+            draw_losses({name_of(settings): [log]}, folder / "loss.png")
+        del model, prefix
         scores = None
-        if encoded["test"]:
+        if examples["test"]:
             finished = load_run(folder, device)  # what is scored is what was saved
             decoder = {name: getattr(settings, name) for name in DECODER}
             scores = score_test_set(finished, settings.data, decoder, decode_batch_size, folder,
                                     costs)
-        if rank() == 0:
-            (folder / "training.pt").unlink(missing_ok=True)
-    prompt, _ = (encoded["test"] or encoded["train"])[0]
+    prompt, _ = (examples["test"] or examples["train"])[0]
     again = command_line(["describe.py", str(folder), tokenizer.decode(prompt[:-1]).strip()])
     print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
           f"  python {again}")
     return scores
 
 
-def settle(settings):
-    """A copy of the settings, checked, with what follows from others: absolute paths, so that the
-    run finds its base and data from everywhere, the width of networks, the learning rate."""
-    model, data = str(settings.model), str(settings.data)
-    model = model if model in NAMES else str(Path(model).resolve())
-    data = data if data in ("e2e", "sample") else str(Path(data).resolve())
-    settings = replace(settings, model=model, data=data).check()
-    if settings.mode == "prefix" and settings.prefix_hidden is None:
-        settings.prefix_hidden = HIDDEN.get(settings.prefix_form)
-    if settings.lr is None:
-        settings.lr = default_learning_rate(settings)
-    return settings
-
-
-def read_data(settings, model, tokenizer):
-    """({split: its examples, encoded}, {name: SHA-256 of each file}).
-
-    Raises InputError for examples that have no room in the model, naming file and line.
-    """
-    folder, encoded, made_from, lengths = find_data(settings.data), {}, {}, []
-    P = settings.prefix_length if settings.mode == "prefix" else 0
-    for split in SPLITS:
-        path, encoded[split] = split_path(folder, split), []
-        if split in WITHOUT and not path.exists():
-            print(f"{path} is missing: {WITHOUT[split]}.")
-            if others := unread_files(folder):
-                print(f"note: {', '.join(others[:3])} is there, but not read; rename the file to "
-                      f"{path.name} if it is the {split} data")
-            made_from[f"{split}_sha256"] = ""
-            continue
-        for where, example in read_examples(folder, split):
-            prompt, answer = encode_example(tokenizer, *example)
-            encoded[split].append((prompt, answer))
-            n_new = settings.max_new_tokens if split == "test" else len(answer)
-            lengths.append((where, P, prompt, n_new))
-        made_from[f"{split}_sha256"] = sha256(path)
-    check_lengths(lengths, model.config.n_ctx)
-    return encoded, made_from
-
-
-def check_possible(settings, model, tokenizer, encoded):
+def check_possible(settings, model, tokenizer, encoded, decode_batch_size):
     """Raises InputError for what would fail hours later: a choice without validation data, an
     impossible search, a figure. Says so where METEOR will be missing."""
+    if decode_batch_size < 1:
+        raise InputError(f"--decode-batch-size must be above 0, but is {decode_batch_size}")
     if settings.keep == "best" and not encoded["valid"]:
         raise InputError(f"--keep best: {settings.data} has no validation data to choose by")
     check_search(model, [], [], settings.num_beams, settings.max_new_tokens,
@@ -275,17 +207,22 @@ def check_possible(settings, model, tokenizer, encoded):
     load_matplotlib()
 
 
-def make_prefix(settings, model, tokenizer):
-    """The prefix that `settings` ask for, at its start: random, or made of words (section 7.4)."""
-    start, length = None, settings.prefix_length
-    if settings.prefix_words:
-        words = tokenizer.encode(settings.prefix_words, allowed_special="all")
-        start = activations(model, (words * length)[:length])
-    prefix = Prefix(model.config, length, settings.prefix_hidden, settings.prefix_form, start)
-    return prefix.to(model.device)
+def count_numbers(settings, model, prefix):
+    """Prints and returns how many numbers are trained, and how many are kept."""
+    whole = count_parameters(model)
+    trained = whole if prefix is None else count_parameters(prefix)
+    kept = whole if prefix is None else prefix.key_values().numel()
+    print(f"{settings.mode}: {settings.model} of {whole:,} parameters; trained {trained:,}, kept "
+          f"{kept:,} ({kept / whole:.2%}); learning rate {settings.lr}")
+    return {"trained": trained, "kept": kept}
 
 
-def save_weights(settings, trained, folder, made_from):
+def name_of(settings):
+    """What a run is called in its figure."""
+    return f"{settings.mode}, {Path(settings.model).name}, {Path(settings.data).name}"
+
+
+def save_weights(settings, folder, made_from, trained):
     """Writes what is kept of a run: a PEFT adapter, or the model in Hugging Face's form."""
     if settings.mode == "finetune":
         return save_model(trained, folder, settings.model)
@@ -309,8 +246,8 @@ def main():
 
     if args.resume and not is_begun():
         raise InputError(f"{out} holds no run to go on with")
-    if len(runs) > 1 and (out / "run.json").exists():
-        raise InputError(f"{out} holds a run itself; give another --out for several")
+    if len(runs) > 1:
+        check_parent(out, FIGURES)
     for folder, settings in runs.items():  # a mistake in the last one shows at once
         check_folder(folder, asdict(settings), args.resume)
     try:

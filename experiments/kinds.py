@@ -1,4 +1,4 @@
-"""Where the loss is, by kind of token; and which values are left out, by what the base had met.
+"""Where the loss is, by kind of token.
 
     python -m experiments.kinds tiny runs/prefix-tiny-e2e runs/finetune-tiny-e2e --pretrain DIR
 
@@ -18,10 +18,9 @@ from statistics import fmean
 import torch
 import torch.nn.functional as F
 
-from compare import read_sentences
 from describe import load_run
 from e2e_data import encode_example, make_batch, read_split, tokenise_text
-from experiments.slots import judged, values_of
+from experiments.slots import values_of
 from support.commands import InputError, format_rows, progress_bar, run_command
 from support.files import blaming
 from support.reading import find_data
@@ -42,12 +41,6 @@ def count_words(folder):
     return met
 
 
-def how_often(words, met):
-    """The name in MET of the rarest of some words."""
-    rarest = min((met[word] for word in words), default=0)
-    return MET[max(least for least in MET if least <= rarest)]
-
-
 def kinds_of(tokenizer, table, answer, met):
     """The kind of each token of an answer, which ends with <|endoftext|>."""
     text, places = tokenizer.decode_with_offsets(answer[:-1])
@@ -59,8 +52,9 @@ def kinds_of(tokenizer, table, answer, met):
     kinds = []
     for place in places:
         place += text[place] == " "  # before its word
-        word = words.get(place, " ").lower()
-        kinds.append("a value" if place in of_values else how_often([word], met))
+        n_met = met[words.get(place, " ").lower()]
+        how_often = MET[max(least for least in MET if least <= n_met)]
+        kinds.append("a value" if place in of_values else how_often)
     return [*kinds, "the end"]
 
 
@@ -76,60 +70,37 @@ def losses_of(run, encoded):
 
 
 def losses_by_kind(runs, examples, met):
-    """{kind: {name of a run: the losses}}. Raises InputError where vocabularies differ."""
-    found = {kind: {name: [] for name in runs}
-             for kind in ("a value", *MET.values(), "the end", "all")}
+    """{kind: for each run the losses}. Raises InputError where vocabularies differ."""
+    found = {kind: [[] for _ in runs] for kind in ("a value", *MET.values(), "the end", "all")}
     kinds = None
-    for name in runs:
+    for number, name in enumerate(runs):
         run = load_run(name)
         encoded = [encode_example(run.tokenizer, *example) for example in examples]
-        losses = losses_of(run, encoded).tolist()
         of_run = [kind for (table, _), (_, answer) in zip(examples, encoded)
                   for kind in kinds_of(run.tokenizer, table, answer, met)]
         if kinds not in (None, of_run):
             raise InputError(f"leave out {name}: its base has another vocabulary")
         kinds = of_run
-        for kind, loss in zip(kinds, losses):
-            found[kind][name].append(loss)
-        found["all"][name] = losses
+        for kind, loss in zip(kinds, losses_of(run, encoded).tolist()):
+            found[kind][number].append(loss)
+            found["all"][number].append(loss)
     return found
-
-
-def left_out(runs, met):
-    """{how often its rarest word was met: {name of a run: whether each such value is left out}}."""
-    found = {kind: {name: [] for name in runs} for kind in MET.values()}
-    for name in runs:
-        for table, sentence in read_sentences(name).items():
-            for _, value, judgement in judged(table, sentence):
-                kind = how_often(value.lower().split(), met)
-                found[kind][name].append(judgement == "missing")
-    return found
-
-
-def print_means(head, found, form):
-    """A table of {kind: {name of a run: numbers}}: how many there are, and the means."""
-    names = next(iter(found.values()))
-    rows = [(head, ["number", *(Path(name).name for name in names)])]
-    for kind, of_runs in found.items():
-        n = len(next(iter(of_runs.values())))
-        rows.append((kind, [f"{n:,}", *(form.format(fmean(numbers)) if n else "-"
-                                        for numbers in of_runs.values())]))
-    print("\n".join(format_rows(rows)))
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Loss by kind of token, values left out by what the base had met.")
+    parser = argparse.ArgumentParser(description="The loss by kind of token.")
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folders that train.py wrote, or a bare model: tiny")
     add("--pretrain", required=True, type=Path, metavar="DIR", help="what the base was trained on")
     add("--data", default="e2e", metavar="e2e|DIR", help="the data set (default: %(default)s)")
     args = parser.parse_args()
-    met, folder = count_words(args.pretrain), find_data(args.data)
-    losses = losses_by_kind(args.runs, read_split(folder, "valid"), met)
-    print_means("loss a token", losses, "{:.3f}")
-    if described := [name for name in args.runs if (Path(name) / "outputs.txt").exists()]:
-        print_means("\nvalues left out", left_out(described, met), "{:.1%}")
+    examples = read_split(find_data(args.data), "valid")
+    found = losses_by_kind(args.runs, examples, count_words(args.pretrain))
+    rows = [("loss a token", ["number", *(Path(name).name for name in args.runs)])]
+    for kind, of_runs in found.items():
+        rows.append((kind, [f"{len(of_runs[0]):,}", *(f"{fmean(losses):.3f}" if losses else "-"
+                                                      for losses in of_runs)]))
+    print("\n".join(format_rows(rows)))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from describe import Run, score_test_set
+from e2e_data import encode_splits
 from gpt2 import load_both
 from prefix import count_parameters
 from support.commands import run_command
 from support.devices import pick_device
 from support.record import Record, costs_of_training
 from support.run_folder import check_new, claim, fingerprints
-from support.settings import DECODER, Settings
-from train import read_data, settle, train
+from support.settings import DECODER, Settings, settle
+from train import train
 
 PLACES = {"c_attn": "attn", "c_fc": "mlp"}  # a layer's name -> the part of a block that has it
 
@@ -70,7 +71,7 @@ def main():
         check_new(args.out, "a run")
     device = pick_device("auto")
     model, tokenizer = load_both(settings.model, device)
-    encoded, made_from = read_data(settings, model, tokenizer)
+    encoded, made_from = encode_splits(settings, model, tokenizer)
     run = asdict(settings) | {"mode": "lora", "place": args.place, "rank": args.rank}
     with claim(args.out):
         torch.manual_seed(settings.seed)

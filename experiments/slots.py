@@ -109,21 +109,19 @@ def values_of(table):
     return {slot.strip(): value.strip() for slot, _, value in pairs}
 
 
-def judged(table, sentence):
-    """Yields (slot, value, judgement) of a table; names of places say nothing of other slots."""
-    values = values_of(table)
-    without_names = sentence.lower()
-    for slot in NAMES:
-        if slot in values:
-            without_names = without_names.replace(values[slot].lower(), " ")
-    for slot, value in values.items():
-        yield slot, value, judge(slot, value, sentence if slot in NAMES else without_names)
-
-
 def judgements(pairs):
-    """[(slot, judgement)] of all values over pairs of a table and a sentence."""
-    return [(slot, judgement) for table, sentence in pairs
-            for slot, _, judgement in judged(table, sentence)]
+    """[(slot, judgement)] of all values over pairs of a table and a sentence; names of places say
+    nothing of other slots."""
+    found = []
+    for table, sentence in pairs:
+        values = values_of(table)
+        without_names = sentence.lower()
+        for slot in NAMES:
+            if values.get(slot):
+                without_names = without_names.replace(values[slot].lower(), " ")
+        found += [(slot, judge(slot, value, sentence if slot in NAMES else without_names))
+                  for slot, value in values.items()]
+    return found
 
 
 def share(told, judgement, slot=None):

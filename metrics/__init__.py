@@ -9,8 +9,6 @@
     __main__.py  the command line: python -m metrics REFERENCES OUTPUTS
 """
 
-from collections.abc import Mapping, Set
-
 from metrics import cider, meteor, mteval, ptb, rouge
 from metrics.files import read_corpora, read_outputs, read_references
 from support.commands import InputError
@@ -28,8 +26,8 @@ def evaluate(references, outputs):
     references: a list of lists of str, outputs: a list of str; other sequences and generators will
     do. Returns a dict with a value for each of METRICS: BLEU, METEOR and ROUGE_L as fractions; None
     where a score could not be computed (METEOR without its data). The CIDEr of one group is 0.
-    Raises InputError for anything else, for an empty reference, and where the numbers of outputs
-    and of groups differ.
+    Raises InputError for a str in place of a list, for an empty reference, for a text that is not a
+    str, and where the numbers of outputs and of groups differ.
 
     >>> references = [["A cheap pub.", "The pub is cheap."], ["A bar."]]
     >>> scores = evaluate(references, ["The pub is cheap.", "A bar"])
@@ -44,11 +42,12 @@ class Scorer:
 
     def __init__(self, references):
         self.references = []
-        for number, group in enumerate(_listed(references, "references"), start=1):
-            self.references.append(_texts(group, f"references {number:,}"))
-            if not all(text.strip() for text in self.references[-1] or [""]):
-                raise InputError(f"group {number:,} has no references, or an empty one; give it "
-                                 "one at least, and none that is empty")
+        for number, group in enumerate(references, start=1):
+            group = _texts(group, f"references {number:,}")
+            if not group or not all(map(str.strip, group)):
+                raise InputError(f"group {number:,} has no references, or an empty one: "
+                                 f"{group[:3]}; give it one at least, and none that is empty")
+            self.references.append(group)
         if not self.references:
             raise InputError("there is nothing to score: no references and no outputs")
         tokens = [[mteval.tokenize(text) for text in group] for group in self.references]
@@ -61,8 +60,7 @@ class Scorer:
     def score(self, outputs):
         """Score outputs: (scores of the corpus as from `evaluate`, scores of its segments).
 
-        The latter are a dict, too, with a list for METEOR, ROUGE_L and CIDEr, or None where there
-        is no such score.
+        The latter are a dict, too, with a list for METEOR, ROUGE_L and CIDEr.
         """
         outputs = _texts(outputs, "outputs")
         if len(self.references) != len(outputs):
@@ -70,8 +68,9 @@ class Scorer:
                              "outputs; give one output for each group")
         counts = mteval.count(self.counts, [mteval.tokenize(output) for output in outputs])
         tokenized = ptb.tokenize(outputs)
+        no_scores = None, [None] * len(outputs)
         results = {
-            "METEOR": self.meteor.score(tokenized) if self.meteor else (None, None),
+            "METEOR": self.meteor.score(tokenized) if self.meteor else no_scores,
             "ROUGE_L": rouge.rouge_l(self.tokenized, tokenized),
             "CIDEr": cider.cider(self.weighed, tokenized),
         }
@@ -80,24 +79,15 @@ class Scorer:
         return corpus, {name: segments for name, (_, segments) in results.items()}
 
 
-def _listed(given, name):
-    """What is given, as a list; but a str would be taken for a list of letters, a dict for keys."""
-    if not isinstance(given, (str, bytes, Mapping, Set)):
-        try:
-            return list(given)
-        except TypeError:  # not a collection
-            pass
-    raise InputError(f"{name} are a {type(given).__name__}; give a list")
-
-
 def _texts(given, name):
-    texts = _listed(given, name)
+    """What is given, as a list of str."""
+    if isinstance(given, str):  # whose letters would be taken for texts
+        raise InputError(f"{name}: one str; give a list of them")
+    texts = list(given)
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             kind = type(text).__name__
             raise InputError(f"{name}: number {number:,} is a {kind}; give a str, '' for no text")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(f"{name}: number {number:,} has half a character; repair it")
     return texts
 
 
@@ -125,9 +115,7 @@ def format_table(rows):
 def _cell(name, score):
     if score is None:
         score = "-"
-    elif name in PERCENTAGES and not isinstance(score, str):
-        score = f"{100 * score:.2f}"
-    elif not isinstance(score, str):
-        score = f"{score:.4f}"
+    if not isinstance(score, str):
+        score = f"{100 * score:.2f}" if name in PERCENTAGES else f"{score:.4f}"
     whole, point, digits = score.partition(".")
     return f"{whole:>3}{point}{digits:<{5 - len(point)}}"

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ if not __package__:  # started as `python /path/to/metrics`, which leaves out th
 
 from metrics import METRICS, Scorer, format_table, meteor, mteval, read_corpora  # noqa: E402
 from support.commands import InputError, run_command  # noqa: E402
-from support.files import write_text  # noqa: E402
 
 DESCRIPTION = """\
 Score outputs against references as the E2E NLG challenge does, without its Perl and Java.
@@ -50,33 +48,14 @@ def read_arguments():
         "not computed; for several files of outputs a list of such objects")
     add("--segments", metavar="FILE", help="also write the scores of each segment to this file, "
         "with tabs between its columns")
-    add = parser.add_argument_group("options of the official script, with its output").add_argument
-    add("-l", "--sent-level", "--seg-level", "--sentence-level", "--segment-level", metavar="FILE",
-        help="only write the scores of each segment, and print none of the corpus")
-    add("-t", "--table", action="store_true", help="print the scores as a line of a TSV table")
-    add("-H", "--header", action="store_true", help="print that table's header above it")
     args = parser.parse_args()
-    if args.json and (args.table or args.header):
-        raise InputError("--json and -t or -H: the same scores in two forms; give one of them")
-    if args.sent_level and (args.json or args.segments):
-        raise InputError("-l and --json or --segments: -l only writes its own file; give one of "
-                         "them")
-    option, path = ("-l", args.sent_level) if args.sent_level else ("--segments", args.segments)
-    if path and len(args.outputs) > 1:
-        raise InputError(f"{option} {path}: takes the scores of one file of outputs; give only one")
-    if path:
-        check_target(f"{option} {path}", Path(path), [args.references, *args.outputs])
+    if args.segments and len(args.outputs) > 1:
+        raise InputError(f"--segments {args.segments}: takes the scores of one file of outputs; "
+                         "give only one")
+    inputs = [Path(path).resolve() for path in (args.references, *args.outputs)]
+    if args.segments and Path(args.segments).resolve() in inputs:
+        raise InputError(f"--segments {args.segments}: this file is to be read; give another name")
     return args
-
-
-def check_target(name, target, inputs):
-    """A file that cannot be written, or is read, is refused before the work."""
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"{name}: no file can be there; give one in a folder that exists")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise InputError(f"{name}: it may not be written; give a file that may")
-    if target.resolve() in [Path(path).resolve() for path in inputs]:
-        raise InputError(f"{name}: this file is to be read, too; give another name")
 
 
 def main():
@@ -91,31 +70,22 @@ def main():
             scorer = Scorer(corpus.references)
         scores, segments = scorer.score(corpus.outputs)
         results.append(scores)
-    if not any(map(any, scorer.counts.lengths)):
-        print("note: no reference has a word; the official script ends in a division by zero, "
-              "here NIST is 0", file=sys.stderr)
-    if len(scorer.references) == 1:
-        print("note: CIDEr is 0, as there is one group of references: it counts what sets a group "
-              "apart from others", file=sys.stderr)
-    if args.sent_level or args.segments:
-        write_segments(args.sent_level or args.segments, corpus, segments)
-
-    official = args.sent_level or args.table or args.header
-    if scores["METEOR"] is None and (args.json or official):
-        print(f"note: {meteor.HOW_TO_GET}", file=sys.stderr)
     if args.json:
         print(json.dumps(results if len(results) > 1 else results[0]))
-    elif not official:
+    else:
         print(format_table(list(zip(args.outputs, results))))
         print(SIGNATURE.format(size(corpora[0]), args.references, corpora[0].sha256[:16]))
         if any(sorted(corpus.references) != sorted(corpora[0].references) for corpus in corpora):
             sizes = (f"{path}: {size(corpus)}" for path, corpus in zip(args.outputs, corpora))
             print("Not comparable: these tables have other rows, and so other references each.",
                   *sizes, sep="\n")
-        if scores["METEOR"] is None:
-            print(meteor.HOW_TO_GET)
-    elif not args.sent_level:
-        print_as_official(args, results)
+    if args.segments:
+        write_segments(args.segments, corpus, segments)
+    if scores["METEOR"] is None:
+        print(f"note: {meteor.HOW_TO_GET}", file=sys.stderr)
+    if len(scorer.references) == 1:
+        print("note: CIDEr is 0, as there is one group of references: it counts what sets a group "
+              "apart from others", file=sys.stderr)
 
 
 def size(corpus):
@@ -124,42 +94,16 @@ def size(corpus):
     return f"{sum(map(len, groups)):,} references in {len(groups):,} groups"
 
 
-def print_as_official(args, results):
-    """A line of a TSV table for each file of outputs; with -H but without -t, a list for each."""
-    if args.table and args.header:
-        print("File", *METRICS, sep="\t")
-    for path, scores in zip(args.outputs, results):
-        values = [_four_decimals(scores[name]) for name in METRICS]
-        if args.table:
-            print(path, *values, sep="\t")
-        else:
-            print("SCORES:", "=" * 14, *map(": ".join, zip(METRICS, values)), "", sep="\n")
-
-
 def write_segments(path, corpus, segments):
-    """Write a line for each segment, as the official script does."""
+    """Write a line for each segment, as the official script does with its option -l."""
     lines = [["src", "sys_out", "BLEU", "sentBLEU", *METRICS[1:]]]
-    for i, output in enumerate(corpus.outputs):
-        scores = [*mteval.segment_scores(corpus.references[i], output)]
-        scores += [segments[name] and segments[name][i] for name in METRICS[2:]]
-        cells = [text.replace("\t", " ") for text in (corpus.sources[i], output)]
-        lines.append([*cells, *map(_four_decimals, scores)])
+    scored = zip(corpus.references, corpus.sources, corpus.outputs, *segments.values())
+    for references, source, output, *scores in scored:
+        scores = [*mteval.segment_scores(references, output), *scores]
+        cells = ["-" if score is None else f"{score:.4f}" for score in scores]
+        lines.append([source, output, *cells])
     text = "".join("\t".join(line) + "\n" for line in lines)
-    target = Path(path)
-    if target.is_symlink() or target.exists() and not target.is_file():
-        target.write_text(text, encoding="utf-8")  # /dev/stdout and the like are not replaced
-    else:
-        write_text(target, text)
-    lengths = [len(mteval.tokenize(output)) for output in corpus.outputs]
-    short = [number for number, n in enumerate(lengths, start=1) if n < mteval.LONGEST]
-    if short:
-        print(f"note: {len(short):,} outputs, first number {short[0]:,}, have fewer than five "
-              "tokens: the official script ends there in a division by zero, here NIST counts the "
-              "n-grams that they have", file=sys.stderr)
-
-
-def _four_decimals(score):
-    return "-" if score is None else f"{score:.4f}"
+    Path(path).write_bytes(text.encode("utf-8"))  # it may be a pipe
 
 
 if __name__ == "__main__":

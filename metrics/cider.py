@@ -11,7 +11,6 @@ SIGMA = 6.0
 class Text(NamedTuple):
     counts: list  # [n - 1] -> how often the text has each of its n-grams
     norms: list  # [n - 1] -> the length of the vector of their weights
-    bigrams: int  # how many it has: its tokens less 1
 
 
 class References:
@@ -41,7 +40,7 @@ class References:
         rarity, unseen, norms = self.rarity, self.unseen, []
         for times in counts:
             norms.append(math.hypot(*[n * rarity.get(g, unseen) for g, n in times.items()]))
-        return Text(counts, norms, sum(counts[1].values()))
+        return Text(counts, norms)
 
 
 def cider(references, outputs):
@@ -84,7 +83,7 @@ def _similarity(output, reference, rarity):
             common = (g for g in o if g in r)
             product = sum(min(o[g], r[g]) * r[g] * rarity[g] ** 2 for g in common)
             total += product / (norm_o * norm_r)
-    difference = output.bigrams - reference.bigrams
+    difference = output.counts[0].total() - reference.counts[0].total()
     return math.exp(-(difference**2) / (2 * SIGMA**2)) * total / LONGEST
 
 

@@ -5,7 +5,7 @@
 
 import argparse
 
-from metrics.meteor_data import KNOWN, OWN_FOLDER, check
+from metrics.meteor_data import KNOWN, OWN_FOLDER
 from support.commands import run_command
 from support.downloads import download
 
@@ -20,7 +20,6 @@ def main():
     argparse.ArgumentParser("python -m metrics.download", description=description).parse_args()
     for name, (known_size, known_sha256) in KNOWN.items():
         download(f"{URL}/{name}", OWN_FOLDER / name, known_sha256, known_size)
-        check(OWN_FOLDER / name, name)
     print(f"METEOR's data are in {OWN_FOLDER}")
 
 

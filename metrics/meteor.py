@@ -6,7 +6,8 @@ matched (function words count less) and if they stand in the same order, so that
 be cut into many chunks to arrange it like the reference.
 
     normalize      a text -> its tokens
-    Output, Pair   what could be matched, the alignment that METEOR chooses, 23 numbers of it
+    Text, Output   a reference, an output, and what of them could be matched
+    align, count   the alignment that METEOR chooses, and the 23 numbers of it
     score          the formula, from the 23 numbers of a pair or from their sums over a corpus
     Meteor         a corpus: for each output the reference with the highest score, and the sums
 """
@@ -20,14 +21,12 @@ from collections import defaultdict
 
 from metrics import meteor_data
 from metrics.meteor_data import Lexicon, ngrams
-from support.commands import InputError
 
 HOW_TO_GET = ("METEOR needs data of its own (68 MB): `pip install pycocoevalcap`, or download them "
               "with `python -m metrics.download`, or let METEOR_DATA name a folder that has them.")
 
 EXACT, STEM, SYNONYM, PARAPHRASE = range(4)  # the modules, each a reason for a match
 WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # what a match by each of them is worth in the score
-MOST_BITS = 1_000_000_000  # matches times words: more, and the search takes minutes, or gigabytes
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.20, 0.60, 0.75  # METEOR's parameters for English
 
 # --- Tokens
@@ -165,10 +164,6 @@ class Output(Text):
         for i, length, phrase in self.sources:
             for j in reference.targets.get(phrase, ()):
                 lists[j].append((i, length, phrase.count(" ") + 1, PARAPHRASE))
-        if sum(map(len, lists)) * len(self.tokens) > MOST_BITS:
-            raise InputError(f"METEOR cannot align {len(self.tokens):,} words with a reference of "
-                             f"{len(reference.tokens):,}: too many of them are equal; cut the line "
-                             f"that begins '{' '.join(self.tokens[:5])}'")
         return lists
 
     def find_word_matches(self, word):
@@ -219,8 +214,7 @@ def align(candidates, n_words):
         options, is_fixed = [], False
         for match in matches:
             i, n_output, n_reference, module = match
-            exact = module == EXACT
-            words = n_output + n_reference if exact else n_output // 2 + n_reference // 2
+            words = 2 if module == EXACT else n_output // 2 + n_reference // 2
             ends, mask = (i + n_output, j + n_reference), (1 << n_output) - 1 << i
             options.append((i, *ends, mask, gain * words, abs(j - i), (j, match)))
             covered = of_output[i : i + n_output] + of_reference[j : j + n_reference]
@@ -327,8 +321,7 @@ class Meteor:
 
     def __init__(self, references, folder):
         self.lexicon = Lexicon(folder)
-        tokens_of = functools.cache(normalize)
-        self.references = [[tokens_of(text) for text in group] for group in references]
+        self.references = [[normalize(text) for text in group] for group in references]
         self.phrases = meteor_data.phrases(set().union(*self.references))
         self.table = meteor_data.paraphrases(folder, self.phrases)
 

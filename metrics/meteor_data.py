@@ -41,13 +41,10 @@ ENDINGS = [pair.split(":") for pair in (
 def find():
     """The folder of METEOR's data: what METEOR_DATA names, else one that is known; or None."""
     named = os.environ.get("METEOR_DATA")
-    if named:
-        places = [Path(named)]
-    else:
-        package = importlib.util.find_spec("pycocoevalcap")
-        installed = package.submodule_search_locations if package else []
-        places = [OWN_FOLDER, *(Path(place) / "meteor" for place in installed)]
-    for place in places:
+    package = importlib.util.find_spec("pycocoevalcap")
+    installed = package.submodule_search_locations if package else []
+    known = OWN_FOLDER, *(Path(folder) / "meteor" for folder in installed)
+    for place in (Path(named),) if named else known:
         if all((place / name).is_file() for name in KNOWN):
             return place
     if named:
@@ -57,7 +54,7 @@ def find():
 
 def check(path, name):
     """`path`, if it is to the bit the known file; raises InputError otherwise."""
-    if (path.stat().st_size, sha256(path)) != KNOWN[name]:
+    if sha256(path) != KNOWN[name][1]:
         raise InputError(f"{path} is not the file of METEOR 1.5 (its SHA-256 differs); "
                          "remove it and fetch it again")
     return path
@@ -80,12 +77,12 @@ class Lexicon:
 
     def _find_synsets(self, word):
         """The synsets of a word and of the words that it may be an inflected form of."""
-        bases = self._bases.get(word)
-        if bases is None and len(word) > 2 and not word.endswith("ss"):
+        bases = self._bases.get(word, ())
+        if not bases and len(word) > 2 and not word.endswith("ss"):
             regular = (word.removesuffix(old) + new for old, new in ENDINGS if word.endswith(old))
             bases = [next((base for base in regular if base in self._synsets), word)]
         synsets = set()
-        for form in (word, *(bases or ())):
+        for form in (word, *bases):
             synsets.update(self._synsets.get(form, "").split())
         return frozenset(synsets)
 
@@ -110,19 +107,15 @@ def paraphrases(folder, phrases):
     """The entries (A, B) of the table that have one of the phrases, in the table's order.
 
     Reading the whole table takes seconds, so what is kept is cached in data/meteor/. The name of
-    the cache and its first line say what it was made from, and the checksum inside gzip's format
-    tells whether it is whole.
+    the cache says what it was made from, and the checksum inside gzip's format whether it is whole.
     """
-    listed = "\n".join(sorted(phrases))
-    key = hashlib.sha256(f"{KNOWN[TABLE]}\n{listed}".encode()).hexdigest()
-    cache = OWN_FOLDER / f"paraphrases-{key[:16]}.gz"
+    made_from = hashlib.sha256(f"{KNOWN[TABLE]} {sorted(phrases)}".encode()).hexdigest()
+    cache = OWN_FOLDER / f"paraphrases-{made_from}.gz"
     try:
-        first, *lines = gzip.decompress(cache.read_bytes()).decode("utf-8").split("\n")
-        if first != key:
-            raise EOFError
+        lines = gzip.decompress(cache.read_bytes()).decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error):  # not there, or not whole
         lines = scan(folder, phrases)
-        content = gzip.compress("\n".join([key, *lines]).encode("utf-8"), compresslevel=6)
+        content = gzip.compress("\n".join(lines).encode("utf-8"), compresslevel=6)
         try:
             with write_aside(cache) as aside:
                 aside.write_bytes(content)

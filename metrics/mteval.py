@@ -64,13 +64,11 @@ def count_references(references):
     """Count the n-grams of the references, for each segment a list of lists of tokens."""
     in_all, most = Counter(), []
     for group in references:
-        most_often = {}
+        most_often = Counter()
         for reference in group:
             ngrams = _ngrams(reference)
             in_all.update(ngrams)
-            for ngram, times in Counter(ngrams).items():
-                if times > most_often.get(ngram, 0):
-                    most_often[ngram] = times
+            most_often |= Counter(ngrams)  # of each, the larger count
         most.append(most_often)
     return References(in_all, most, [[*map(len, group)] for group in references])
 
@@ -91,9 +89,7 @@ def count(references, outputs):
     output_ngrams = [0] * (LONGEST + 1)
     closest_length = 0
     for most_often, lengths, output in zip(references.most, references.lengths, outputs):
-        for ngram, times in Counter(_ngrams(output)).items():
-            if ngram in most_often:
-                matched[ngram] += min(times, most_often[ngram])
+        matched.update(Counter(_ngrams(output)) & most_often)  # of each, the smaller count
         for n in range(1, LONGEST + 1):
             output_ngrams[n] += max(0, len(output) - n + 1)
         # An empty reference counts only if it is the first; of two equally close, the shorter.
@@ -176,7 +172,7 @@ def nist(counts, zero_is_false=True):
     """
     ngrams, lengths = counts.references.ngrams, counts.references.lengths
     reference_tokens = sum(map(sum, lengths))
-    if counts.output_ngrams[1] == 0 or reference_tokens == 0:
+    if not counts.matched:
         return 0.0
     score = 0.0
     for ngram, times in counts.matched.items():

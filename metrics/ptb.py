@@ -21,7 +21,7 @@ OTHER_KINDS = {
             "207C-207F 208C-208E 2100-214F 2190-2BFF 3012 30FB FF01-FF0F FF1A-FF20 FF3B-FF40 "
             "FF5B-FF65",
     "\xad": "AD", "\xa0": "A0", "\u2003": "2000-200A 3000",  # soft hyphen, hard blank, other blanks
-    "\r": "B-D 2028 2029", "\x85": "85",  # line ends but "\n"; the latter is three dots as well
+    "\r": "B-D 85 2028 2029",  # line ends but "\n"
     "’": "92 2019", "‘": "91 2018 201B", "“": "93 94 AB BB 201A 201C-201F 2039 203A",
     "–": "96 97 2013-2015", "‐": "58A 2010 2011", "…": "2026", "、": "3001",
     "£": "80 A2-A5 60B E3F 20A0 20A4 20AC FFE0 FFE1 FFE5 FFE6",  # currencies
@@ -43,12 +43,12 @@ OTHER_KINDS = {
              "312E-312F 31BB-31BF 4DB6-4DBF 9FCD-9FFF A698-A69D A78F A794-A79F A7AB-A7F7 "
              "A8FD-A8FE A9E0-A9FE AA7E-AA7F AB30-ABBF",
 }
-KIND_OF_CODE = {}
-for _kind_of_range, _ranges in OTHER_KINDS.items():  # what stands in two kinds is of the later one
-    for _range in _ranges.split():
-        _first, _, _last = _range.partition("-")
-        for _code in range(int(_first, 16), int(_last or _first, 16) + 1):
-            KIND_OF_CODE[_code] = _kind_of_range
+KIND_OF_CODE = {  # what stands in two kinds is of the later one
+    code: kind
+    for kind, ranges in OTHER_KINDS.items()
+    for first, _, last in (codes.partition("-") for codes in ranges.split())
+    for code in range(int(first, 16), int(last or first, 16) + 1)
+}
 
 
 @lru_cache(None)
@@ -74,7 +74,7 @@ def _words(words):
     return "(?:" + "|".join(words) + ")"
 
 
-ANY, SP, WS, IP = r"[\s\S]", "[ \t\xa0\u2003]", "[ \t\xa0\u2003\n\r\x85]", "[,;:、]"
+ANY, SP, WS, IP = r"[\s\S]", "[ \t\xa0\u2003]", "[ \t\xa0\u2003\n\r]", "[,;:、]"
 CAPITAL = f"[A-Z{UPPER}İ\u212aⅣⒶ]"
 LETTERS, DIGITS = f"A-Za-z{UPPER}{LOWER}{CASES_OF_ASCII}", f"0-9{DIGIT}"
 L, D, LD = f"[{LETTERS}]", f"[{DIGITS}]", f"[{LETTERS}{DIGITS}]"
@@ -95,6 +95,7 @@ NUMBER = rf"(?:{D}*(?:[.:,\xad٫]{D}+)+|{D}+)"
 COUNTRY = _words("Canada-U.S Sino-U.S Korean-U.S EU-U.S Japan-U.S non-U.S U.S.-U.K U.S.-U.S.S.R")
 ACRONYM = rf"(?:{COUNTRY}|[A-Za-z](?:\.[A-Za-z])+)"  # in some rules a single letter is one, too
 HYPHENATED = rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:{ACRONYM}\.|[A-Za-z0-9\xad]+))+"
+INITIALS = rf"[A-Z]+(?:(?:\+|{AND})[A-Z]+)+"
 PART = f"(?:[dDoOlL]{APX}{LD})?{LD}+"
 THING = f"{PART}(?:[-_‐]{PART})*"
 ALNUMS = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
@@ -113,11 +114,12 @@ PHONE = (
 PHONE_WITH_PERIODS = r"(?:\+{0,2}[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}"
 FILE_TYPE = _words("bat bmp c class cgi cpp dll docx? exe gif gz html? h jar java jpe?g mov mp3 "
                    "pdf php pl png pptx? ps py sql tar txt wav x xml zip")
-STARTER = _words(  # of a sentence
+STARTER = _words(
     "^About ^According ^Additionally ^After ^An ^A ^As ^At ^But ^Earlier ^He ^Her ^Here ^However "
     "^If ^In ^It ^Last ^Many ^More ^Mr. ^Ms. ^Now ^Once ^One ^Other ^Our ^She ^Since ^So ^Some "
     "^Such ^That ^The ^Their ^Then ^There ^These ^They ^This ^We ^When ^While ^What ^Yet ^You"
 )
+NEW_SENTENCE = f"{WS}+(?:{STARTER}|{TAG}){WS}"
 MAY_END = _words(  # abbreviations: a sentence may end in one
     "Jan Feb Mar Apr Jun Jul Aug Sept? Oct Nov Dec Mon Tues? Wed Thu Thurs Fri Ala Ariz ^Az ^Ark "
     "Calif Colo Conn Ct Dak ^Del Fla Ga ^Ill Ind Kans? Ky ^La ^Mass Md Mich Minn ^Miss Mo Mont Neb "
@@ -180,8 +182,8 @@ RULES = [
     rf"{ALNUMS}(?:\\?/{ALNUMS}){{1,2}}",  # and/or
     r"[A-Z]*\$|#",
     ("£", "", CURRENCIES),
-    ("[A-Za-z]", rf"\.{WS}+(?:{STARTER}|{TAG}){WS}"),  # that of "I. The" ends the sentence
-    (rf"{ACRONYM}\.", f"{WS}+(?:{STARTER}|{TAG}){WS}", "{} ."),  # that of "U.S. The" does that, too
+    ("[A-Za-z]", rf"\.{NEW_SENTENCE}"),  # the period of "I. The" ends the sentence
+    (rf"{ACRONYM}\.", NEW_SENTENCE, "{} ."),  # that of "U.S. The" does that, too
     (rf"{_words('ca figs? prop nos? art bldg pp op')}\.", f"{WS}?{D}"),  # no. 5
     (r"(?:(?i:p)t[eyEY]|(?i:co))\.", f"{SP}(?i:ltd|lim)"),
     (rf"{MAY_END}\.", f"{WS}(?:{WS}|{CAPITAL}|{TAG})", "{} ."),
@@ -203,14 +205,14 @@ RULES = [
     (r"[][(){}]", "", BRACKETS),
     ("-{3,4}", "", "--"),
     "-+",
-    (r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|[…\x85]", "", "..."),
+    (r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|…", "", "..."),
     rf"@+|#+|_+|\*+|(?:\\\*){{1,3}}|[?!]+|{IP}|[.¿=/]",
     (rf"{HYPHENATED}\.", IP, SOFT_HYPHENS),
     (HYPHENATED, "", SOFT_HYPHENS),  # family-friendly
     (rf"{THING}\.", IP),
     THING,
-    (rf"[A-Z]+(?:(?:\+|{AND})[A-Z]+)+\.", IP, AMPERSANDS),
-    (rf"[A-Z]+(?:(?:\+|{AND})[A-Z]+)+", "", AMPERSANDS),  # B&B
+    (rf"{INITIALS}\.", IP, AMPERSANDS),
+    (INITIALS, "", AMPERSANDS),  # B&B
     ("'", r"[A-Za-z][^ \t\r\n\xa0]", "`"),
     (f"{CLITIC}|{NOT}", "", QUOTES),
     (f"''|[`‘’“]{{1,2}}|{AP}", "", QUOTES),

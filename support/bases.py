@@ -99,15 +99,16 @@ def read_config(source):
     if is_openai:
         index, data = (existing_file(folder / f"model.ckpt.{name}")
                        for name in ("index", "data-00000-of-00001"))
-        n_bytes, n_tensors = data.stat().st_size, index.stat().st_size // 16  # an entry has more
+        # A number is a float32; an entry of the index has more than 16 bytes.
+        n_numbers, n_tensors = data.stat().st_size // 4, index.stat().st_size // 16
         where = f"{index} and {data.name}"
     else:
-        sizes = [tensor.nbytes for _, _, tensor in hugging_face.read_weights(folder)]
-        n_bytes, n_tensors, where = sum(sizes), len(sizes), f"the weights in {folder}"
-    # two bytes a number at the least
-    if 2 * count_weights(values) > n_bytes or 12 * values["n_layer"] > n_tensors:
-        raise InputError(f"{path} asks for more than {where} can hold; one of them is damaged, of "
-                         "another model, or in fewer bits than 16")
+        sizes = hugging_face.read_sizes(folder)
+        n_numbers, n_tensors, where = sum(sizes), len(sizes), f"the weights in {folder}"
+    # Where a single matrix is missing, `read_weights` says which.
+    if count_weights(values) > 2 * n_numbers or 12 * values["n_layer"] > n_tensors:
+        raise InputError(f"{path} asks for more than {where} can hold; one of them is damaged, or "
+                         "of another model")
     return values
 
 

@@ -1,6 +1,5 @@
 """Commands: a user's mistake in one sentence, what is printed, progress bars. Standard library."""
 
-import argparse
 import os
 import re
 import shlex
@@ -140,13 +139,6 @@ class LineStream:
 def command_line(words):
     """Words as a line that can be pasted into a shell."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-
-
-def seed_number(text):
-    """The seed that a command line gives: PyTorch takes what fits into 64 bits."""
-    if not -2**63 <= (number := int(text)) < 2**64:
-        raise argparse.ArgumentTypeError(f"{number} does not fit into 64 bits")
-    return number
 
 
 def format_rows(rows):

@@ -1,13 +1,13 @@
 """Where it is computed: devices, the numbers they multiply, the memory they take."""
 
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from support.commands import InputError
+from support.commands import InputError, first_line
 
 
 class Unset(TorchFunctionMode):
@@ -20,6 +20,19 @@ class Unset(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+@contextmanager
+def usual_defaults():
+    """A context in which tensors are float32 and on the CPU unless told, whatever somebody, as in a
+    notebook, has set as PyTorch's defaults."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 def pick_device(name):
     """The torch.device for "auto" (a GPU where there is one), "cpu", "cuda:1", ...
 
@@ -29,11 +42,21 @@ def pick_device(name):
         has_mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).tolist()  # "meta" would hold no numbers
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the device {name!r} cannot be used here ({reason})") from None
+    except NotImplementedError:  # which says so in a thousand characters
+        reason = "this PyTorch computes nothing on it"
+    except Exception as error:  # each device has errors of its own
+        reason = first_line(error)
+    raise InputError(f"the device {name!r} cannot be used here ({reason})")
+
+
+def random_generator(seed):
+    """A torch.Generator with a seed. Raises InputError for a seed that PyTorch does not take."""
+    try:
+        return torch.Generator().manual_seed(seed)
+    except (RuntimeError, OverflowError, ValueError):
+        raise InputError(f"the seed must fit into 64 bits, but is {seed}") from None
 
 
 def autocast(device, dtype):

@@ -5,6 +5,7 @@ refused by name, and whatever is wrong inside a file ends in one error that name
 """
 
 import hashlib
+import math
 import re
 import shutil
 import zipfile
@@ -75,13 +76,27 @@ def read_weights(folder):
                 yield path, name, tensor
 
 
+def read_sizes(folder):
+    """How many numbers each tensor of a folder holds, as its files' headers tell."""
+    sizes = []
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with blaming(path), safetensors.safe_open(path, "pt") as file:
+                sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]
+        else:  # memory-mapped
+            sizes += [tensor.numel() for tensor in read_tensors(path)[0].values()]
+    return sizes
+
+
 def read_tensors(path):
     """({name: tensor}, metadata) of a .safetensors or .bin file, memory-mapped.
 
     Raises InputError where it is damaged, or holds anything but named tensors.
     """
     if path.suffix == ".safetensors":
-        with blaming(existing_file(path)), safetensors.safe_open(path, "pt") as file:
+        # Old versions of safetensors read to the device that somebody has set as the default.
+        with (blaming(existing_file(path)), torch.device("cpu"),
+              safetensors.safe_open(path, "pt") as file):
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}
             if "sha256" in metadata and metadata["sha256"] != sum_of(tensors):

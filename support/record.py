@@ -99,12 +99,13 @@ class Record:
         is the lowest so far."""
         if unseen is not None:
             lr = self.parts["schedule"].get_last_lr()[0]
-            check_losses(torch.tensor([unseen]), self.step, lr, self.folder)
+            check_losses(torch.tensor([unseen], device="cpu"), self.step, lr, self.folder)
             self.write(step=self.step, epoch=self.epoch(), validation_loss=unseen)
             self.bar.clear()
             print(f"epoch {self.epoch()}: validation loss {unseen:.4f} a token", flush=True)
         if keep == "last" or best_epoch(self.log) == self.epoch():
-            self.save_weights(self.parts["trained"])
+            if rank() == 0:
+                self.save_weights(self.parts["trained"])
         self.pause(must_save=True)
 
     def pause(self, must_save):
@@ -153,7 +154,7 @@ class Stopping:
 
     def is_asked_anywhere(self, device):
         """Whether any of the processes was asked, so that all stop at one step."""
-        asked = torch.tensor(float(self.asked is not None), device=device)
+        asked = torch.tensor(self.asked is not None, dtype=torch.float32, device=device)
         add_up([asked])
         return asked.item() > 0
 
@@ -220,8 +221,11 @@ def load_state(folder, run, parts, device):
 
     Raises InputError where it is damaged, or the state of another run.
     """
-    path = folder / "training.pt"
+    path, log = folder / "training.pt", folder / "log.jsonl"
     if not path.exists():
+        if log.exists() and log.stat().st_size:
+            raise InputError(f"{path} is missing, so this training cannot resume; start again with "
+                             "another --out")
         return 0, []
     with blaming(path, "is damaged, so that training cannot go on from it; start anew with another "
                  "--out"):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from support.bases import NAMES, model_folder, read_adapter_config
 from support.commands import InputError
-from support.files import ASIDE, acquire, blaming, read_json, sha256
-from support.processes import rank
+from support.files import ASIDE, acquire, blaming, read_json, sha256, write_json
+from support.processes import check_one_folder, rank
 from support.settings import Settings
 
 LOCK = ".lock"
@@ -44,6 +45,32 @@ def read_settings(folder):
     return values
 
 
+def read_source(source):
+    """The settings of what a folder or a name stands for. Raises InputError where it is no run."""
+    folder = model_folder(source)
+    settings = {"mode": "the base alone", "model": str(source), "seed": None, "dtype": "float32"}
+    if (folder / "run.json").exists():
+        settings = read_settings(folder)
+        is_prefix = settings["mode"] == "prefix"
+        weights = "adapter_model.safetensors" if is_prefix else "model.safetensors"
+        if not (folder / weights).exists():
+            raise InputError(f"{folder} has no {weights} yet: no epoch of its training has ended; "
+                             "go on with train.py --resume")
+        return settings
+    if (folder / "adapter_config.json").exists():
+        named = str(read_adapter_config(folder)[1] or "")  # "" where it names none
+        hub_name = named.removeprefix("openai-community/")  # where Hugging Face has OpenAI's
+        return settings | {"mode": "prefix", "model": hub_name if hub_name in NAMES else named,
+                           "adapter": str(source)}
+    is_model = any((folder / name).exists() for name in ("config.json", "hparams.json"))
+    if source not in NAMES and not is_model:
+        inside = [str(path.parent) for path in sorted(folder.glob("*/run.json"))]
+        what = f"give one of those in it: {', '.join(inside[:9])}" if inside else (
+            "run.json, adapter_config.json, config.json and hparams.json are all missing")
+        raise InputError(f"{folder} holds neither a run nor a model; {what}")
+    return settings
+
+
 def check_new(folder, what):
     """Raises InputError where a folder already holds something, so that nothing is overwritten."""
     if folder.exists() and not folder.is_dir():
@@ -54,6 +81,15 @@ def check_new(folder, what):
         more = ", ..." * (len(others) > 3)
         raise InputError(f"{folder} holds other files already ({', '.join(others[:3])}{more}); "
                          f"give a new folder for {what}")
+
+
+def check_parent(folder, names):
+    """Raises InputError where several runs cannot be put into a folder: it holds files, of a run or
+    of anything else. Figures of earlier runs, `names`, may be there."""
+    files = [path.name for path in folder.glob("*") if path.is_file()]
+    if others := sorted(set(files) - {LOCK, *names}):
+        raise InputError(f"{folder} holds {others[0]}, so it is a folder of its own; give another "
+                         "--out for several runs")
 
 
 def check_folder(folder, now, resume):
@@ -115,6 +151,24 @@ def claim(folder):
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def open_run(folder, run, resume):
+    """Keeps a run's folder until its run has ended; gives `run`, which run.json then holds.
+
+    run        {name: value}: the settings and SHA-256s of what the run is made from
+    Raises InputError where the folder is another's (`claim`, `check_folder`), or not all processes
+    see it.
+    """
+    with claim(folder):
+        if rank() == 0:
+            check_folder(folder, run, resume)
+            write_json(folder / "run.json", run)
+        check_one_folder(folder)
+        yield run
+        if rank() == 0:  # what was only needed to go on
+            (folder / "training.pt").unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ import argparse
 import math
 import sys
 import types
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
-from support.bases import PUBLISHED, count_weights, read_config
-from support.commands import InputError, seed_number
+from support.bases import NAMES, PUBLISHED, count_weights, read_config
+from support.commands import InputError
+from support.devices import random_generator
 
+HIDDEN = {"network": 512, "per-layer": 800}  # widths: the paper's code, the re-implementation
 LEARNING_RATE = {"network": 8e-5, "per-layer": 8e-5, "direct": 8e-5,  # the paper's prefix
                  "finetune": 5e-5}  # and its fine-tuning
 SMALL = 50_000_000  # parameters; a smaller base wants more:
@@ -61,7 +63,7 @@ class Settings:
     clip: float = setting(1.0, metavar="NORM", help="the most that the gradient's norm may be")
     max_steps: int | None = setting(None, metavar="N", help="stop after so many steps; the learning"
                                     " rate falls to 0 by then (default: all epochs' steps)")
-    seed: int = setting(0, metavar="N", type=seed_number, several=True, help="what is drawn at "
+    seed: int = setting(0, metavar="N", several=True, help="what is drawn at "
                         "random; of several a run each, and their mean and spread")
     dtype: str = setting("float32", choices=("float32", "bfloat16"),
                          help="bfloat16 (autocast) is for GPUs")
@@ -86,6 +88,7 @@ class Settings:
                 if not 0 <= value < math.inf or value == 0 and not may_be_0:
                     raise InputError(f"{option} must be {'0 or more' if may_be_0 else 'above 0'} "
                                      f"and finite, but is {value}")
+        random_generator(self.seed)
         changed = [option_of(one.name) for one in fields(self) if one.name.startswith("prefix_")
                    and getattr(self, one.name) != one.default]
         if self.mode == "finetune" and changed:
@@ -127,6 +130,20 @@ def add_arguments(parser, defaults=None):
         if takes_several:
             told, default = told | {"nargs": "+"}, [default]
         parser.add_argument(option_of(one.name), default=default, **told)
+
+
+def settle(settings):
+    """A copy of the settings, checked, with what follows from others: absolute paths, so that the
+    run finds its base and data from everywhere, the width of networks, the learning rate."""
+    model, data = str(settings.model), str(settings.data)
+    model = model if model in NAMES else str(Path(model).resolve())
+    data = data if data in ("e2e", "sample") else str(Path(data).resolve())
+    settings = replace(settings, model=model, data=data).check()
+    if settings.mode == "prefix" and settings.prefix_hidden is None:
+        settings.prefix_hidden = HIDDEN.get(settings.prefix_form)
+    if settings.lr is None:
+        settings.lr = default_learning_rate(settings)
+    return settings
 
 
 def default_learning_rate(settings):

@@ -23,12 +23,9 @@ def pad(rows, device="cpu"):
     host knows, so that no step waits for the device to tell how many there are.
     """
     T = max(map(len, rows))
-    tokens = torch.zeros(len(rows), T, dtype=torch.long)
-    places = []
-    for row, its_tokens in enumerate(rows):
-        tokens[row, : len(its_tokens)] = torch.tensor(its_tokens)
-        places += range(row * T, row * T + len(its_tokens))
-    return tokens.to(device), torch.tensor(places).to(device)
+    padded = [[*row] + [0] * (T - len(row)) for row in rows]
+    places = [number * T + at for number, row in enumerate(rows) for at in range(len(row))]
+    return torch.tensor(padded, device=device), torch.tensor(places, device=device)
 
 
 def wanted_logits(model, tokens, places, wanted, past=None, positions=None, mask=None,

@@ -40,7 +40,7 @@ def read_tf_checkpoint(checkpoint):
             size = 4 * math.prod(shape)
             if entry[5] != [size] or offset + size > data_size:
                 raise InputError(f"{data_path} is too short: {name} is cut off; fetch it again")
-            tensor = torch.empty(shape, dtype=torch.float32)
+            tensor = torch.empty(shape, dtype=torch.float32, device="cpu")
             buffer = memoryview(tensor.view(-1).numpy()).cast("B")
             with open(data_path, "rb") as data:
                 data.seek(offset)

@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models so small, threads cost more than they do
 
 import pytest
+import safetensors
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -73,6 +74,47 @@ def in_float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def other_defaults():
+    """What somebody may have set in a notebook; on "meta" whatever relies on a default shows."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def old_safetensors(monkeypatch):
+    """safetensors as its versions up to 0.5 are: they read to the device that is the default.
+
+    [the file of each tensor whose numbers were read]
+    """
+    reads = []
+
+    class OldFile:
+        def __init__(self, path, framework):
+            self.path, self.file = path, safe_open(path, framework)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            self.file.__exit__(*error)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def get_tensor(self, name):
+            reads.append(self.path)
+            return torch.asarray(self.file.get_tensor(name).numpy())
+
+    monkeypatch.setattr(safetensors, "safe_open", OldFile)
+    return reads
 
 
 def random_config(seed, n_ctx=48):
@@ -149,6 +191,14 @@ def rows_seen(model):
             def note(module, inputs, name=name):
                 seen[name] = len(inputs[0])
             module.register_forward_pre_hook(note)
+    return seen
+
+
+def dtypes_seen(model):
+    """{(whether gradients are wanted, the dtype of a product)} of all calls from here on."""
+    seen = set()
+    model.h[-1].attn.c_proj.register_forward_hook(
+        lambda module, inputs, output: seen.add((torch.is_grad_enabled(), output.dtype)))
     return seen
 
 

@@ -5,6 +5,7 @@ import doctest
 import itertools
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -306,3 +307,8 @@ def test_a_prefix_for_another_shape_of_model_is_refused(tmp_path, name, change):
     message = f"its {name} is {change}, the model's {getattr(model.config, name)}"
     with pytest.raises(InputError, match=message):
         load_past(tmp_path, model)
+
+
+def test_line_breaks_that_are_single_tokens_are_banned_one_and_two(shared):
+    model = SimpleNamespace(config=SimpleNamespace(n_vocab=50257))
+    assert beam.banned_tokens(model, load_tokenizer(shared / "gpt2-bpe")) == [198, 628]

@@ -338,9 +338,10 @@ def adapter(base, tmp_path):
 def test_a_prefix_opens_by_its_folder_alone_unless_its_base_is_not_there(adapter, base):
     assert load_run(adapter, "cpu").settings["model"] == str(base)
     assert not (adapter / "run.json").exists()
-    for name in ("nowhere/gpt2-medium", None, 5, ""):
+    for name in ("nowhere/gpt2-medium", 5, None, ""):
         change_values(adapter / "adapter_config.json", base_model_name_or_path=name)
-        message = f"{adapter} needs the base .*{name or None}.* give it with --model"
+        message = (f"{adapter} needs the base .*: there is no model '{name}': .* give it with"
+                   if name else f"{adapter}/adapter_config.json names no base; give it with --model")
         with pytest.raises(InputError, match=message):
             load_run(adapter, "cpu")
     assert load_run(adapter, "cpu", str(base)).settings["model"] == str(base)

@@ -98,7 +98,7 @@ def test_a_table_is_read_once_from_the_file_or_the_program_to_the_prompt(tmp_pat
         monkeypatch.setattr(module, "read_table", lambda table: read.append(table) or table)
     write_jsonl(tmp_path, train=EXAMPLES, valid=EXAMPLES[:4], test=EXAMPLES[:5])
     settings = train.settle(Settings(mode="finetune", model="tiny", data=str(tmp_path)))
-    train.read_data(settings, *load_both("tiny"))
+    e2e_data.encode_splits(settings, *load_both("tiny"))
     assert len(read) == len(EXAMPLES) + 4 + 5
     read.clear()
     run = describe.load_run("tiny", "cpu")
@@ -168,7 +168,7 @@ def test_columns_that_do_not_say_what_is_table_and_what_is_text_are_refused(tmp_
 def test_a_validation_set_by_another_name_is_named_and_what_to_call_it(tmp_path, capsys, name):
     folder = write_jsonl(tmp_path / "data", train=EXAMPLES, test=EXAMPLES, **{name: EXAMPLES})
     settings = train.settle(Settings(mode="finetune", model="tiny", data=str(folder)))
-    train.read_data(settings, *load_both("tiny"))
+    e2e_data.encode_splits(settings, *load_both("tiny"))
     assert (f"note: {name}.jsonl is there, but not read; rename the file to valid.jsonl if it is "
             "the valid data") in capsys.readouterr().out
 

@@ -85,6 +85,16 @@ def test_runs_of_other_settings_or_of_the_same_seed_are_groups_of_their_own(tmp_
     assert list(compare.group_runs(again)) == ["prefix 5, tiny, e2e", "prefix 5, tiny, e2e (2)"]
 
 
+def test_an_unfinished_run_is_marked_and_is_no_seed_of_finished_ones(tmp_path):
+    described = [describe_again(write_run(tmp_path / str(seed), 0.5), asdict(
+        Settings(mode="prefix", model="tiny")) | mark, seed=seed)
+        for seed, mark in enumerate([{}, {}, {"unfinished": True}])]
+    groups = compare.group_runs(described)
+    assert {label: len(runs) for label, runs in groups.items()} == {
+        "prefix 5, tiny, sample": 2, "prefix 5, tiny, sample, not finished": 1}
+    assert list(compare.group_runs(described[2:])) == ["prefix 5, tiny, sample, not finished"]
+
+
 def test_what_several_runs_say_of_other_data_stays_apart(tmp_path):
     runs = [describe_again(write_run(tmp_path / str(number), 0.5), settings, {"num_beams": 1},
                            seed=seed, test_sha256=test_sha256)

@@ -16,7 +16,7 @@ import pytest
 from conftest import start_warm
 from support import bases
 from support import downloads as download_module
-from support.commands import InputError, run_command
+from support.commands import InputError
 from support.downloads import download
 
 CONTENT = random.Random(0).randbytes(300_000)

@@ -10,6 +10,7 @@ from conftest import (assert_close, both_logits, hugging_face_cache, hugging_fac
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import describe
 import gpt2
 from gpt2 import GPT2, GPT2Config, generate
 from support.bases import PUBLISHED
@@ -275,9 +276,13 @@ def test_greedy_writing_equals_hugging_face(seed):
     assert list(generate(model, prompt, 25)) == truth
 
 
-@pytest.mark.parametrize("temperature", ["-1", "nan", "inf", "1e-40"])
+@pytest.mark.parametrize("temperature", ["-1.0", "nan", "inf", "1e-40"])
 def test_a_temperature_at_which_nothing_can_be_drawn_is_refused(temperature):
-    done = run_here(gpt2.main, "The", f"--temperature={temperature}")
-    assert done.stderr == "error: --temperature must be 0, or from 0.01 to 100\n"
+    said = f"the temperature must be 0, or from 0.01 to 100, but is {temperature}"
+    with pytest.raises(InputError, match=said):
+        list(generate(model_and_twin(0)[0], [1], 1, float(temperature)))
+    for main, words in ((gpt2.main, ["The"]), (describe.main, ["tiny", "name : Zizzi"])):
+        done = run_here(main, *words, f"--temperature={temperature}", "--device", "cpu")
+        assert (done.stdout, done.stderr) == ("", f"error: {said}\n")
 
 

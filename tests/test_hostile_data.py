@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 
 import describe
 import metrics
+import e2e_data
 import train
 from beam import Hypothesis
-from e2e_data import (check_lengths, encode_table, group_by_table, linearize, make_batch,
-                      read_split, read_table)
+from e2e_data import check_lengths, group_by_table, linearize, make_batch, read_split, read_table
 from gpt2 import load_both, load_tokenizer
 from support.commands import InputError
 from support.reading import CSV_NAMES, SPLITS, SRC1_NAMES, ZIP_NAME
@@ -275,10 +275,10 @@ def test_what_is_too_long_for_the_model_is_named_by_file_and_line(tmp_path, spli
     data = write_splits(tmp_path / "data", split, long)
     of = train.Settings(mode="prefix", model="tiny", data=data)
     if message is None:
-        assert len(train.read_data(of, *load_both("tiny"))[0]["test"]) == 3
+        assert len(e2e_data.encode_splits(of, *load_both("tiny"))[0]["test"]) == 3
         return
     with pytest.raises(InputError, match=f"{split}.jsonl, line 3: .*{message}"):
-        train.read_data(of, *load_both("tiny"))
+        e2e_data.encode_splits(of, *load_both("tiny"))
 
 
 @given(st.integers(0, 5), st.integers(1, 9), st.integers(1, 9))

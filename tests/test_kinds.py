@@ -1,13 +1,12 @@
-"""Loss by kind of token, and what the base had met of the values that are left out."""
+"""Loss by kind of token."""
 
 import gzip
-import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, run_here
+from conftest import run_here
 
 from describe import Run, load_run, log_probability
 from e2e_data import encode_example, read_split, tokenise_text
@@ -54,34 +53,19 @@ def test_the_losses_of_a_sentences_tokens_add_up_to_its_log_probability():
             assert -own.sum().item() == pytest.approx(log_probability(run, *example), rel=1e-4)
 
 
-def test_the_command_tells_both_tables(tmp_path, shared):
+def test_the_command_tells_the_mean_loss_of_each_kind(tmp_path, small_data):
     for name in ("sgd", "rnnlg"):
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.write(json.dumps({"text": "The Vaults is a pub."}) + "\n")
-    lines = (shared / "e2e" / "src1_valid.txt").read_text(encoding="utf-8").splitlines()[:6]
-    run = tmp_path / "run"
-    shutil.copytree(ROOT / "models" / "tiny", run)
-    for path, text in (
-            (tmp_path / "src1_valid.txt", "\n".join(lines)),
-            (run / "tables.txt", "name : The Vaults | near : Raja Indian Cuisine | food : Indian\n"
-             "name : The Rice Boat | area : riverside"),
-            (run / "outputs.txt", "The Vaults is near Raja Indian Cuisine .\nA boat in the city ."),
-            (run / "scores.json", '{"signature": {}}')):
-        path.write_text(text, encoding="utf-8")
-    done = run_here(kinds.main, "tiny", run, "--pretrain", tmp_path, "--data", tmp_path)
-    assert done.error is None, done.stderr
-    losses, left_out = ([(line[:25].strip(), line[25:].split()) for line in part.splitlines()]
-                        for part in done.stdout.split("\n\n"))
-    n_tokens = [int(cells[0].replace(",", "")) for _, cells in losses[1:]]
-    assert sum(n_tokens[:-1]) == n_tokens[-1] and dict(losses)["the end"][0] == "6"
-    assert losses[-1][1][1] == losses[-1][1][2]  # the same model
-    # The food and the boat are left out; riverside is contradicted, and the others are named.
-    assert left_out[1:3] == [("never met", ["4", "50.0%"]), ("met 1 to 99 times", ["1", "0.0%"])]
-    assert [cells for _, cells in left_out[3:]] == [["0", "-"], ["0", "-"]]
-    alone = run_here(kinds.main, "tiny", "--pretrain", tmp_path, "--data", tmp_path)
-    assert "values left out" not in alone.stdout  # it described nothing
-    missing = run_here(kinds.main, "tiny", "--pretrain", tmp_path / "none", "--data", tmp_path)
-    assert "sgd.jsonl.gz cannot be read; --pretrain must name" in missing.stderr
+            file.write('{"text": "The food is served in a pub."}\n')
+    done = run_here(kinds.main, "tiny", "--data", small_data, "--pretrain", tmp_path)
+    _, *rows = [(line[:25].strip(), *line[25:].split()) for line in done.stdout.splitlines()]
+    assert ("met 10,000 times or more", "0", "-") in rows and rows[-2][:2] == ("the end", "8")
+    *of_kind, (_, n, mean) = [(kind, int(number), float(loss)) for kind, number, loss in rows
+                             if number != "0"]
+    assert sum(number for _, number, _ in of_kind) == n
+    assert sum(number * loss for _, number, loss in of_kind) == pytest.approx(n * mean, rel=1e-3)
+    assert "sgd.jsonl.gz cannot be read; --pretrain must name" in run_here(
+        kinds.main, "tiny", "--data", small_data, "--pretrain", tmp_path / "none").error
 
 
 def test_runs_of_two_vocabularies_are_refused(monkeypatch, small_vocabulary):

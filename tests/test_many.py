@@ -7,19 +7,19 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import (EOS, N_VOCAB, assert_same, hugging_face_twin, model_that_ends, random_past,
-                      random_prompts, run_here)
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import (EOS, N_VOCAB, assert_same, dtypes_seen, hugging_face_twin,
+                      model_that_ends, random_past, random_prompts, run_here)
+from hypothesis import given, settings, strategies as st
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
 import describe
 from beam import Hypothesis, beam_search
-from describe import (describe_tables, draw_sentences, load_run, load_runs, read_prompts,
-                      search_with_each)
+from describe import (describe_tables, draw_sentences, load_run, load_runs, log_probability,
+                      read_prompts, search_with_each)
 from gpt2 import GPT2Config, generate, load_both, load_model, save_model
 from prefix import Prefix, activations, save_prefix, stack_pasts
+from support.bases import model_folder
 from support.commands import InputError
 from support.files import read_json, write_json
 from support.settings import Settings
@@ -138,7 +138,7 @@ def test_what_is_drawn_after_a_prefix_is_drawn_from_the_whole_text_after_it(seed
     assert ours == [token for token in truth if token != EOS]
 
 
-@pytest.mark.parametrize("temperature", [0, 1e-6])
+@pytest.mark.parametrize("temperature", [0, 0.01])
 def test_at_a_temperature_of_0_or_near_it_the_likeliest_is_drawn(temperature):
     model = model_that_ends(6)
     past = random_past(model.config, 3, 1, 6)
@@ -233,6 +233,18 @@ def test_drawn_sentences_are_those_of_the_seed_and_of_the_prefix(runs):
                                                                         "--num-beams", 1)
 
 
+def test_bfloat16_is_what_a_run_of_it_multiplies_in_to_search_to_draw_and_to_measure(runs):
+    run = load_run(runs[0], "cpu")
+    run.settings["dtype"] = "bfloat16"
+    seen = dtypes_seen(run.model)
+    for use in (lambda: describe_tables(run, TABLES, DECODER),
+                lambda: list(draw_sentences(run, TABLES, 1.0, max_new_tokens=3)),
+                lambda: log_probability(run, TABLES[0], "A pub .")):
+        seen.clear()
+        use()
+        assert seen == {(False, torch.bfloat16)}
+
+
 def test_banned_tokens_are_not_drawn(monkeypatch):
     run = load_run("tiny", "cpu")
     allowed = [run.tokenizer.encode_ordinary(text)[0] for text in (" pub", " is")]
@@ -244,7 +256,7 @@ def test_banned_tokens_are_not_drawn(monkeypatch):
 
 
 def test_the_log_probability_of_a_sentence_is_the_sum_over_hugging_faces_logits(runs):
-    theirs = GPT2LMHeadModel.from_pretrained(describe.model_folder("tiny"), dtype=torch.float32)
+    theirs = GPT2LMHeadModel.from_pretrained(model_folder("tiny"), dtype=torch.float32)
     theirs = PeftModel.from_pretrained(theirs, runs[2]).eval()
     run = load_run(runs[2], "cpu")
     sentences = ("Blue Spice is a pub .", "  A caf\u00e9, <|endoftext|> ", "Z")
@@ -256,7 +268,7 @@ def test_the_log_probability_of_a_sentence_is_the_sum_over_hugging_faces_logits(
             logits = theirs(torch.tensor([prompt + answer])).logits[0].double()
         log_probs = logits[len(prompt) - 1 : -1].log_softmax(-1)
         total = sum(log_probs[at, token].item() for at, token in enumerate(answer))
-        assert describe.log_probability(run, table, sentence) == pytest.approx(total, 1e-5, 2e-3)
+        assert log_probability(run, table, sentence) == pytest.approx(total, 1e-5, 2e-3)
 
 
 def test_the_three_lines_in_the_docstring_describe_a_table(runs):

@@ -1,6 +1,5 @@
 """The PTB tokenizer against the official one's tokens, on examples of each rule, on odd input."""
 
-import doctest
 import json
 
 import pytest
@@ -65,15 +64,8 @@ def test_tokens_equal_the_official_ones(kind, count, shared):
         ("B&B R&B-x S&P-500", "b&b r&b - x s&p-500"),
         ("so\xadft \xad", "soft -"),
         ("Café ÉTÉ £٣ naïve 東京", "café été # ٣ naïve 東京"),
-    ],
-)
-def test_rules(text, tokens):
-    assert lexed(text) == tokens
-
-
-@pytest.mark.parametrize(
-    "text, tokens",
-    [
+        ("fig. 5 fig. A cann't ınc. it etc. Éa", "fig. 5 fig . a cann ' t ınc. it etc. . éa"),
+        # Odd texts, as the official program has them
         ("of '69 of '69… of '69", "of '69 of ' 69 ... of ' 69"),  # three dots are no white space
         ("Sino-U.S of Sino-U.S… of U.S…", "sino-u.s of sino-u . s ... of u.s ..."),
         ("&QUOT;a&quot; &Quot;", "&quot; a '' &quot;"),  # only entities in lower case are replaced,
@@ -91,8 +83,7 @@ def test_rules(text, tokens):
         ("a  \u2003x.com", "a x.com"),
     ],
 )
-def test_rules_that_matter_for_odd_text(text, tokens):
-    """As the official program has them, run on these texts."""
+def test_rules(text, tokens):
     assert lexed(text) == tokens
 
 
@@ -108,8 +99,8 @@ def test_a_tag_over_two_lines_shifts_no_others():
 
 
 def test_punctuation_is_dropped_but_not_brackets_nor_what_is_not_on_the_list():
-    kept = "a -lrb- b -rrb- c d e !? f -lsb- # -rsb-"
-    assert ptb.tokenize(["A (b) – 'c', \"d\" . . . e!? f! [#]"]) == [kept]
+    kept = "a -lrb- b -rrb- c d e !? f -lsb- # -rsb- !! &"
+    assert ptb.tokenize(["A (b) – 'c', \"d\" . . . e!? f! [#] !! &"]) == [kept]
 
 
 def test_a_caption_is_read_together_with_the_beginning_of_the_next():
@@ -133,17 +124,9 @@ hard = st.lists(
 
 
 @patient
-@given(hard)
-def test_the_text_may_be_cut_into_pieces(text):
+@given(st.text() | hard)
+def test_any_text_has_tokens_also_where_it_is_cut_into_pieces(text):
     assert lexed(text) == " ".join(ptb.lex(text))
-
-
-@patient
-@given(st.lists(st.text() | hard, min_size=1, max_size=5))
-def test_any_captions_have_tokens(captions):
-    tokenized = ptb.tokenize(captions)
-    assert len(tokenized) == len(captions)
-    assert all(text == " ".join(token for token in text.split(" ") if token) for text in tokenized)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +135,3 @@ def test_any_captions_have_tokens(captions):
 def test_long_texts_have_tokens(part):
     """In a time that grows with their length: with its square, each would take minutes."""
     assert len(ptb.tokenize([part * 10_000, part * 10_000])) == 2
-
-
-def test_worked_examples_hold():
-    result = doctest.testmod(ptb)
-    assert result.failed == 0 and result.attempted > 0

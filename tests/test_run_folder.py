@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
 from conftest import ROOT, random_model, run_here, run_warm, start_warm
 from test_hostile_weights import change_tensors
 
+import beam
 import compare
 import describe
 import gpt2
@@ -28,6 +30,7 @@ from support.files import read_json, write_aside, write_json, write_text
 from support.record import Record
 from support.run_folder import claim, fingerprints
 
+TABLE = "name : Cocum | Type : pub"
 PLACES = ("The Mill", "Blue Fox", "Old Oak", "Zizzi")
 QUICK = ("--num-beams", 1, "--max-new-tokens", 2, "--batch-size", 4, "--device", "cpu")
 
@@ -183,11 +186,19 @@ def test_a_prefix_is_used_on_another_base_only_when_asked(command, base, without
     folder = command("--max-steps", 1)
     if without_run_json:
         (folder / "run.json").unlink()
-    describe.load_run(folder, "cpu")
+    programs = {describe.main: (folder, TABLE), beam.main: (TABLE, "--prefix", folder)}
+
+    def errors(*arguments):
+        return [run_here(main, *given, "--max-new-tokens", 3, "--device", "cpu", *arguments).error
+                for main, given in programs.items()]
+
+    assert errors() == [None, None]
     change_tensors(base, lambda tensors: tensors["transformer.wpe.weight"].add_(1e-6))
-    with pytest.raises(InputError, match="trained on another model than .* with --model"):
-        describe.load_run(folder, "cpu")
-    assert describe.load_run(folder, "cpu", base=base).past is not None
+    told, same = errors()
+    assert told == same == (
+        f"error: {folder} was trained on another model than what {base} holds now; bring that "
+        f"back, or use this one all the same with --model {base}")
+    assert errors("--model", base) == [None, None]
 
 
 def test_fingerprints_are_those_of_weights_and_vocabulary_and_not_of_their_files(base):
@@ -199,6 +210,12 @@ def test_fingerprints_are_those_of_weights_and_vocabulary_and_not_of_their_files
     path = base / "vocab.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=3))  # the same in another dress
     assert fingerprints(*load_both(base)) == before
+
+
+def test_fine_tuning_reads_the_numbers_of_its_base_once_and_once_those_that_it_wrote(
+        command, base, old_safetensors):
+    folder = command("--mode", "finetune", "--max-steps", 1)
+    assert Counter(old_safetensors) == {path / "model.safetensors": 16 for path in (base, folder)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -380,7 +397,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_what_there_is_can_be_used(tmp_path, 
                       "--max-new-tokens", 2)
     assert scored.error is None and "is not finished" in scored.stderr
     shown = run_here(compare.main, tmp_path / "scores", "--out", tmp_path)
-    assert "unfinished True" not in shown.stdout and shown.error is None
+    assert ", not finished" in shown.stdout and shown.error is None
 
 
 def wait_for(path):

@@ -1,6 +1,7 @@
 """The rules that tell which values of a table a sentence says."""
 
 import doctest
+import re
 
 import pytest
 from conftest import run_here
@@ -16,23 +17,16 @@ from support.commands import InputError
     ("Type", "pub", "A restaurant .", "contradicted"),
     ("food", "English", "It serves British food .", "said"),
     ("area", "riverside", "It is located in the city center .", "contradicted"),
-    ("family friendly", "yes", "It is family - friendly .", "said"),
     ("family friendly", "yes", "It is not family - friendly .", "contradicted"),
     ("family friendly", "no", "It is n't for kids .", "said"),
     ("family friendly", "no", "Children are welcome .", "contradicted"),
-    ("family friendly", "no", "A cheap pub .", "missing"),
-    ("customer rating", "5 out of 5", "Its customer rating is 5 out of 5 .", "said"),
     ("customer rating", "high", "A pub with high prices .", "missing"),
-    ("customer rating", "low", "It has a high customer rating .", "contradicted"),
     ("price", "less than £ 20", "The price range is less than £ 20 .", "said"),
-    ("price", "high", "It has a high customer rating .", "missing"),
     ("price", "cheap", "It has high prices .", "contradicted"),
     ("price", "£ 20 - 25", "Prices are £ 20 to £ 25 .", "said"),
     ("customer rating", "5 out of 5", "The Mill is rated 1 out of 5 .", "contradicted"),
-    ("customer rating", "high", "It has a customer rating of 3 out of 5 .", "contradicted"),
     ("customer rating", "high", "It is rated 5 out of 5 .", "said"),
     ("family friendly", "yes", "It is family - friendly . It is not far from the river .", "said"),
-    ("family friendly", "yes", "It is not cheap . Kids are welcome .", "said"),
 ])
 def test_judgements(slot, value, sentence, expected):
     assert slots.judge(slot, value, sentence) == expected
@@ -49,31 +43,30 @@ def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
         slots.judge("food", "Thai", "It serves Thai food .")
 
 
-def test_a_place_nearby_is_named_twice_or_not():
-    table = "name : The Mill | near : Café Rouge | area : riverside"
-    twice = "The Mill is near Café Rouge . It is by the river near café rouge ."
-    pairs = [(table, twice), (table, "It is near Café Rouge ."), (table, "A pub ."),
-             ("name : Café Rouge", twice)]
-    assert slots.near_twice(pairs) == 100 / 3
+def test_faults_are_shares_of_the_values_and_places_nearby_named_twice_of_those_there_are():
+    pairs = [("name : Ann | area : riverside", "Ann in the city ."),
+             ("name : Ben | near : Cid", "Ben ."),
+             ("name : Dora | near : Cid", "Dora by cid , Cid , Cid ."),
+             ("name : Cid", "Cid , Cid .")]
+    assert slots.faults(pairs) == {"left out": 14.3, "contradicted": 14.3, "near twice": 50.0}
     assert slots.near_twice(pairs[3:]) == 0
 
 
 def test_the_command_prints_for_each_slot_what_runs_and_references_leave_out(tmp_path):
-    tables = "name : The Mill | area : riverside | near : Café Rouge", "name : The Inn | Type : pub"
-    references = [(tables[0], "The Mill is by the river near Café Rouge ."),
-                  (tables[0], "The Mill is near Café Rouge ."), (tables[1], "The Inn is a pub .")]
-    outputs = "The Mill in the city centre is near Café Rouge , Café Rouge .\nA pub .\n"
-    for name, text in (("src1_test.txt", "\n".join(map("||".join, references))),
-                       ("outputs.txt", outputs), ("tables.txt", "\n".join(tables)),
-                       ("scores.json", '{"signature": {}}')):
+    first, second = "name : Mill | area : riverside | near : Café Rouge", "name : Inn | Type : pub"
+    for name, text in {
+            "src1_test.txt": f"{first}||Mill is by the river near Café Rouge .\n"
+                             f"{first}||Mill is near Café Rouge .\n{second}||Inn is a pub .",
+            "tables.txt": f"{first}\n{second}", "scores.json": '{"signature": {}}',
+            "outputs.txt": "Mill in the city is near Café Rouge , Café Rouge .\nA pub ."}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    done = run_here(slots.main, tmp_path, "--data", tmp_path)
-    lines = [line.removeprefix(str(tmp_path)).split("  ") for line in done.stdout.splitlines()]
-    assert [[cell.strip() for cell in line if cell.strip()] for line in lines] == [
-        ["%", "contradicted", "near twice", "missing: all", "Type", "area", "name", "near"],
-        ["20.0", "100.0", "20.0", "0.0", "0.0", "50.0", "0.0"],
-        ["the references", "0.0", "0.0", "12.5", "0.0", "50.0", "0.0", "0.0"]]
-    (tmp_path / "tables.txt").write_text("name : The Mill\nname : The Inn", encoding="utf-8")
+    head, run, references = run_here(
+        slots.main, tmp_path, "--data", tmp_path).stdout.splitlines()
+    assert re.split("  +", head)[1:] == [
+        "contradicted", "near twice", "missing: all", "Type", "area", "name", "near"]
+    assert run.split()[1:] == "20.0 100.0 20.0 0.0 0.0 50.0 0.0".split()
+    assert references.split()[2:] == "0.0 0.0 12.5 0.0 50.0 0.0 0.0".split()
+    (tmp_path / "tables.txt").write_text("name : Mill\nname : Inn", encoding="utf-8")
     assert "describes other tables" in run_here(slots.main, tmp_path, "--data", tmp_path).error
 
 

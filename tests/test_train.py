@@ -6,24 +6,31 @@ import json
 import random
 import re
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import (DECODER, ROOT, assert_close, by_pefts_names, hugging_face_loss,
-                      hugging_face_twin, peft_twin, random_config, random_examples, random_model,
-                      random_prefix, rows_seen, run_here, weights_in)
+from conftest import (DECODER, ROOT, assert_close, by_pefts_names, dtypes_seen,
+                      hugging_face_loss, hugging_face_twin, other_defaults, peft_twin, random_config,
+                      random_examples, random_model, random_prefix, rows_seen, run_here,
+                      weights_in)
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 import train
+from beam import beam_search
+from describe import draw_sentences, load_run, log_probability
 from e2e_data import make_batch
 from gpt2 import load_both, load_config
 from prefix import Prefix
 from support import devices, record
+from support.commands import InputError
 from support.files import sha256
 from support.record import Record
+from support.run_folder import read_settings
 from support.settings import read_arguments
 
+TABLES = ["name : The Mill", "Type : pub"]
 CPU = torch.device("cpu")
 MODES = ("network", "per-layer", "direct", "finetune")  # the forms of a prefix, and no prefix
 QUICK = ("--model", "tiny", "--device", "cpu", *DECODER)
@@ -199,12 +206,14 @@ def test_batches_of_the_validation_set_are_small_where_those_of_training_are(tmp
     assert sizes == [4, 40, 64]
 
 
-def test_bfloat16_trains_to_nearly_the_same_loss(tmp_path):
+def test_bfloat16_is_what_steps_and_validation_multiply_in_to_nearly_the_same_loss(tmp_path):
     losses = []
     for dtype in ("float32", "bfloat16"):
         model, prefix, examples = small_parts(dtype=torch.float32)
+        seen = dtypes_seen(model)
         log = train.train(settings(dtype=dtype), model, prefix, examples, examples,
                           Record(tmp_path / dtype))
+        assert seen == {(True, getattr(torch, dtype)), (False, getattr(torch, dtype))}
         assert {parameter.dtype for parameter in prefix.parameters()} == {torch.float32}
         losses.append(log[-1]["validation_loss"])
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
@@ -363,19 +372,53 @@ def test_a_run_writes_everything_that_the_readme_promises(prefix_run, finetune_r
     assert "learning rate 0.003;" in done.stdout
 
 
-def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_path):
+def stop(*args):
+    """As Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def test_resume_goes_on_and_refuses_other_settings(prefix_run, small_data, tmp_path, monkeypatch):
     folder = shutil.copytree(prefix_run[0], tmp_path / "run")
     arguments = ("--max-examples", 12, "--batch-size", 2, "--max-steps", 12, "--prefix-length", 3)
     again = train_here(small_data, folder, *arguments)
     assert again.error.startswith("error: ") and "already holds a run" in again.error
     other = train_here(small_data, folder, *arguments, "--resume", "--lr", 0.5)
     assert "started with lr 0.003, not 0.5" in other.error
-    (folder / "scores.json").unlink()  # as if it had been stopped while it was scored
+    (folder / "scores.json").unlink()
+    gone = train_here(small_data, folder, *arguments, "--resume")
+    assert "training.pt is missing, so this training cannot resume" in gone.error
+    shutil.rmtree(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "score_test_set", stop)
+        assert train_here(small_data, folder, *arguments).error == 130
     done = train_here(small_data, folder, *arguments, "--resume")
-    assert done.error is None and "Step 0 of 12" in done.stdout
+    assert done.error is None and "Step 12 of 12" in done.stdout
     assert (folder / "outputs.txt").read_bytes() == (prefix_run[0] / "outputs.txt").read_bytes()
     saved = [weights_in(run / "adapter_model.safetensors") for run in (folder, prefix_run[0])]
     assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize("mode", ["prefix", "finetune"])
+def test_another_default_device_or_dtype_changes_nothing(request, tmp_path, mode):
+    truth, _ = request.getfixturevalue(f"{mode}_run")
+    kept = {name: value for name, value in read_settings(truth).items() if "sha256" not in name}
+    folder, of, shown = tmp_path / "run", train.Settings(**kept), []
+    with other_defaults():
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(ZeroDivisionError):
+            patched.setattr(train, "draw_losses", lambda *_: 1 / 0)
+            train.train_and_score(of, folder, "cpu")
+        train.train_and_score(of, folder, "cpu", resume=True)  # from its last state
+        assert torch.get_default_dtype() == torch.float64  # still
+    name = f"{'adapter_' if mode == 'prefix' else ''}model.safetensors"
+    assert weights_in(folder / name) == weights_in(truth / name)
+    assert (folder / "outputs.txt").read_bytes() == (truth / "outputs.txt").read_bytes()
+    for context in (nullcontext, other_defaults):
+        with context():
+            run = load_run(folder, "cpu")
+            shown.append((
+                list(draw_sentences(run, TABLES, 1.0)), log_probability(run, *TABLES),
+                beam_search(run.model, [[9, 4], [7]], run.past, num_beams=3, max_new_tokens=4)))
+    assert shown[0] == shown[1]
 
 
 @pytest.fixture(scope="module")
@@ -410,24 +453,48 @@ def test_of_several_lengths_the_one_that_has_no_room_is_told_before_any_training
     assert not (tmp_path / "out").exists()
 
 
-def test_several_runs_are_not_put_into_the_folder_of_one(prefix_run, small_data):
-    before = sorted(prefix_run[0].iterdir())
-    done = train_here(small_data, prefix_run[0], "--seed", 0, 1)
-    assert "holds a run itself; give another --out for several" in done.error
-    assert sorted(prefix_run[0].iterdir()) == before
+def test_several_runs_are_not_put_into_a_folder_that_holds_anything_else(prefix_run, small_data,
+                                                                         tmp_path):
+    (tmp_path / "scores.json").write_text("{}")  # as describe.py --out leaves it
+    for folder, name in ((prefix_run[0], "adapter_config.json"), (tmp_path, "scores.json")):
+        before = sorted(folder.iterdir())
+        done = train_here(small_data, folder, "--seed", 0, 1)
+        assert f"holds {name}, so it is a folder of its own" in done.error
+        assert sorted(folder.iterdir()) == before
+
+
+def test_a_matplotlib_that_does_not_load_is_told_before_any_training(small_data, tmp_path,
+                                                                     monkeypatch):
+    def refuse():
+        raise InputError("matplotlib cannot be loaded")
+
+    monkeypatch.setattr(train, "load_matplotlib", refuse)
+    done = train_here(small_data, tmp_path / "run", "--max-steps", 1)
+    assert "matplotlib cannot be loaded" in done.error and not (tmp_path / "run").exists()
+
+
+def test_the_hint_after_a_stop_says_resume_once(small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train_step", stop)
+    for arguments in ([], ["--resume"]):
+        done = train_here(small_data, tmp_path / "run", "--max-steps", 1, *arguments)
+        assert done.stderr.count("--resume") == 1
+
+
+def test_a_program_gets_the_same_refusal_of_a_seed():
+    with pytest.raises(InputError, match=f"the seed must fit into 64 bits, but is {2**70}"):
+        train.settle(train.Settings(mode="prefix", model="tiny", seed=2**70))
 
 
 def test_of_several_runs_only_those_that_have_not_ended_go_on(several_runs):
     folder, _, arguments = several_runs
     ended = folder / "length-1-seed-1"
     before = (ended / "scores.json").stat().st_mtime_ns
-    shutil.rmtree(folder / "length-2-seed-0")  # one never began, one was stopped while it decoded
-    (folder / "length-2-seed-1" / "scores.json").unlink()
+    shutil.rmtree(folder / "length-2-seed-0")  # it never began
     done = train_here(*arguments, "--resume")
     assert done.error is None, done.error
     assert (ended / "scores.json").stat().st_mtime_ns == before
     assert (folder / "length-2-seed-0" / "scores.json").exists()
-    assert done.stdout.count("Step 0 of 1") == 2
+    assert done.stdout.count("Step 0 of 1") == 1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -496,7 +563,6 @@ MISTAKES = [
     (["--warmup-steps", "-1"], "--warmup-steps must be 0 or more"),
     (["--model", "no-such-model"], "there is no model"),
     (["--data", "no-such-data"], "there is no data set"),
-    (["--device", "warp"], "the device 'warp' cannot be used here"),
     (["--prefix-length", "500"], "more than the 512 that the model has"),
     (["--num-beams", "3000"], "3000 beams are too many"),
     (["--length-penalty", "nan"], "length penalty of nan"),
@@ -504,11 +570,21 @@ MISTAKES = [
     (["--resume"], "holds no run to go on with"),
     (["--prefix-length", "3", "0"], "--prefix-length must be above 0 and finite, but is 0"),
     (["--seed", "1", "2", "1"], "--seed 1 2 1: give each number once"),
-    (["--seed", str(2**64)], f"{2**64} does not fit into 64 bits"),
-    ([f"--seed={-2**63 - 1}"], f"{-2**63 - 1} does not fit into 64 bits"),
+    (["--seed", str(2**64)], f"the seed must fit into 64 bits, but is {2**64}"),
+    ([f"--seed={-2**63 - 1}"], f"the seed must fit into 64 bits, but is {-2**63 - 1}"),
     (["--prefix-form", "direct", "--prefix-hidden", "9"], "a direct prefix has no network"),
     (["--mode", "finetune", "--prefix-words", "pub"], "--prefix-words: fine-tuning has no prefix"),
 ]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["warp", "", "cpu:x", "cuda:999", "meta", "mps:9", "xpu:9", "hip",
+                                  "vulkan", "privateuseone", "lazy", "mkldnn"])
+def test_a_device_that_computes_nothing_here_is_refused_in_one_line(name):
+    done = run_here(train.main, "--mode", "prefix", "--demo", "--device", name)
+    start = f"error: the device {name!r} cannot be used here ("
+    assert done.stderr.startswith(start) and done.stderr.count("\n") == 1
+    assert len(done.stderr) < len(start) + 205 and done.stdout == ""
 
 
 @pytest.mark.parametrize("arguments, message", MISTAKES)

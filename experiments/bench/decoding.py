@@ -16,11 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from beam import beam_search
 from e2e_data import encode_table, group_by_table, read_split
-from experiments.bench.training import PREFIX_LENGTH, add_arguments, random_model, wait
+from experiments.bench.training import (PREFIX_LENGTH, add_arguments, print_row, random_model,
+                                         wait)
 from experiments.bench.twins import hugging_face_twin, peft_twin
 from gpt2 import load_tokenizer
 from prefix import Prefix, stack_pasts
-from support.commands import InputError, format_rows, run_command
+from support.commands import InputError, run_command
 from support.devices import pick_device
 from support.reading import find_data
 
@@ -83,20 +84,18 @@ def ways_of_many_prefixes(model, prompts, length):
 
 def compare_ways(ways, device):
     """Prints what each way took, and how many sentences are those of the first."""
-    seconds, written = {}, {}
+    print_row("", ["seconds", "over the first", "the same sentences"])
+    first = None
     for name, search in ways.items():
         wait(device)
         started = time.perf_counter()
-        written[name] = search()
+        written = search()
         wait(device)
-        seconds[name] = time.perf_counter() - started
-    first = next(iter(ways))
-    rows = [("", ["seconds", "over the first", "the same sentences"])]
-    for name in ways:
-        same = sum(a == b for a, b in zip(written[name], written[first]))
-        rows.append((name, [f"{seconds[name]:.2f}", f"{seconds[name] / seconds[first]:.2f}",
-                            f"{same} of {len(written[first])}"]))
-    print("\n" + "\n".join(format_rows(rows)), flush=True)
+        seconds = time.perf_counter() - started
+        first = first or (seconds, written)
+        same = sum(a == b for a, b in zip(written, first[1]))
+        print_row(name, [f"{seconds:.2f}", f"{seconds / first[0]:.2f}",
+                         f"{same} of {len(written)}"])
 
 
 def main():
@@ -120,10 +119,10 @@ def main():
     every = max(1, len(tables) // args.tables)  # spread over the whole test set
     prompts = [encode_table(tokenizer, table) for table in tables[::every][: args.tables]]
     print(f"{args.model}'s shape, {len(prompts)} tables of {args.data}, {NUM_BEAMS} beams, "
-          f"{length} new tokens, float32, {device} ({torch.get_num_threads()} threads)")
+          f"{length} new tokens, float32, {device} ({torch.get_num_threads()} threads)\n")
     compare_ways(ways_of_one_model(model, prompts, length, args.batch_sizes), device)
     prompts = prompts[:N_PREFIXES]
-    print(f"\n{len(prompts)} of them, each with a prefix of {PREFIX_LENGTH} positions")
+    print(f"\n{len(prompts)} of them, each with a prefix of {PREFIX_LENGTH} positions\n")
     compare_ways(ways_of_many_prefixes(model, prompts, length), device)
 
 

@@ -1,26 +1,25 @@
 """A training step, ours and that of transformers (with PEFT in prefix mode), timed in turn.
 
-Both get the same weights and batches: GPT-2 Medium's shape with random weights (no download), real
-E2E batches of 10, float32, on whatever this machine has.
-
     python -m experiments.bench.training --data e2e --tokenizer gpt2-medium
+
+Both get the same weights and batches: GPT-2 Medium's shape with random weights (no download), real
+E2E batches of 10, float32, on whatever this machine has. Each measurement has a process of its own.
 """
 
 import argparse
 import math
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import torch
 
 from e2e_data import encode_example, make_batch, read_split, shuffled_batches
+from experiments.bench.alone import alone
 from experiments.bench.twins import hugging_face_twin, peft_twin
 from gpt2 import GPT2, GPT2Config, load_config, load_tokenizer
 from prefix import Prefix
 from support.bases import PUBLISHED
-from support.commands import InputError, format_rows, run_command
+from support.commands import InputError, run_command
 from support.devices import peak_memory, pick_device, reset_peak_memory
 from support.reading import find_data
 from train import make_optimizer, train_step
@@ -72,7 +71,7 @@ class Theirs:
         return loss.item()
 
 
-BOTH = {"ours": Ours, "theirs": Theirs}
+WAYS = {"ours": Ours, "theirs": Theirs}
 
 
 def wait(device):
@@ -99,8 +98,13 @@ def random_model(name, device):
         return GPT2(config).eval()
 
 
+def print_row(label, cells):
+    """A row of a table, as soon as it is known."""
+    print(f"{label:<36}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+
+
 def make(args, mode):
-    """The device, and the weights and the batches that both get."""
+    """The device, and the weights and the batches that all ways get."""
     device = pick_device(args.device)
     model = random_model(args.model, device)
     with device:
@@ -115,10 +119,27 @@ def make(args, mode):
     return device, model, prefix, batches
 
 
-def measure_memory(args, mode, name):
+def time_steps(args, mode):
+    """Seconds of each way: the medians over steps of all in turn, but the first."""
+    device, model, prefix, batches = make(args, mode)
+    ways = {name: way(model, prefix, len(batches)) for name, way in WAYS.items()}
+    seconds = {name: [] for name in WAYS}
+    for number, batch in enumerate(batches):
+        losses = {}
+        for name in ways if number % 2 else reversed(ways):
+            wait(device)
+            started = time.perf_counter()
+            losses[name] = ways[name].step(batch, device)
+            seconds[name].append(time.perf_counter() - started)
+        if not all(math.isclose(loss, losses["ours"], rel_tol=1e-3) for loss in losses.values()):
+            raise SystemExit(f"the losses of step {number + 1} differ: {losses}")
+    return [statistics.median(of_one[1:]) for of_one in seconds.values()]
+
+
+def peak_of_steps(args, mode, name):
     """The peak of memory of two steps, in GiB."""
     device, model, prefix, batches = make(args, mode)
-    one = BOTH[name](model, prefix, len(batches))
+    one = WAYS[name](model, prefix, len(batches))
     del model, prefix
     reset_peak_memory(device)
     for batch in batches[:2]:
@@ -126,21 +147,9 @@ def measure_memory(args, mode, name):
     return (peak_memory(device) or math.nan) / 2**30  # not every system tells
 
 
-def time_steps(args, mode):
-    """[seconds of ours, seconds of theirs]: medians over steps of both in turn, but the first."""
-    device, model, prefix, batches = make(args, mode)
-    both = {name: one(model, prefix, len(batches)) for name, one in BOTH.items()}
-    seconds = {name: [] for name in BOTH}
-    for number, batch in enumerate(batches):
-        losses = {}
-        for name in both if number % 2 else reversed(both):
-            wait(device)
-            started = time.perf_counter()
-            losses[name] = both[name].step(batch, device)
-            seconds[name].append(time.perf_counter() - started)
-        if abs(losses["ours"] / losses["theirs"] - 1) > 1e-3:
-            raise SystemExit(f"the losses of step {number + 1} differ: {losses}")
-    return [statistics.median(of_one[1:]) for of_one in seconds.values()]
+MEASURED = {  # what is measured -> its function of (args, mode), which gives a number for each way
+    "seconds a step": lambda *given: alone(time_steps, *given),
+    "GiB at the peak": lambda *given: [alone(peak_of_steps, *given, name) for name in WAYS]}
 
 
 def main():
@@ -155,21 +164,16 @@ def main():
     print(f"{args.model}'s shape, {args.data}, batches of {BATCH_SIZE}, float32, "
           f"{pick_device(args.device)} ({torch.get_num_threads()} threads); medians of "
           f"{args.steps} steps\n")
-    rows = [("", ["seconds a step: ours", "theirs", "theirs/ours", "GiB at the peak: ours",
-                  "theirs", "theirs/ours"])]
+    print_row("", [*WAYS, "theirs / ours"])
     found = {}
     for mode in ("prefix", "finetune"):
-        found[mode] = time_steps(args, mode)
-        for name in BOTH:  # each in a process of its own, which holds nothing else
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                found[mode].append(process.submit(measure_memory, args, mode, name).result())
-        ours, theirs, our_memory, their_memory = found[mode]
-        cells = ours, theirs, theirs / ours, our_memory, their_memory, their_memory / our_memory
-        rows.append((mode, [f"{cell:.2f}" for cell in cells]))
-    print("\n".join(format_rows(rows)))
-    time_ratio, _, memory_ratio, _ = (a / b for a, b in zip(found["finetune"], found["prefix"]))
-    print(f"\nfine-tuning / prefix-tuning, ours: {time_ratio:.2f} of the time, "
-          f"{memory_ratio:.2f} of the memory")
+        for what, measure in MEASURED.items():
+            ours, *_, theirs = found[mode, what] = measure(args, mode)
+            cells = *found[mode, what], theirs / ours
+            print_row(f"{mode}: {what}", [f"{cell:.2f}" for cell in cells])
+    for what in MEASURED:
+        ratios = [b / a for a, b in zip(found["prefix", what], found["finetune", what])]
+        print_row(f"finetune / prefix: {what}", [f"{ratio:.2f}" for ratio in ratios])
 
 
 if __name__ == "__main__":
