@@ -2,14 +2,12 @@
 
 import re
 import shutil
-import time
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import ROOT, assert_close, random_model, run_here
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from peft import PrefixTuningConfig, get_peft_model
 from test_hostile_weights import change_tensors, change_values
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
@@ -50,107 +48,79 @@ def folder(base, tmp_path):
 
 
 def with_added_tokens(base, folder, form):
-    """A copy of the base to whose tokenizer ADDED was added, in a form that transformers writes."""
+    """A copy of the base to whose tokenizer ADDED was added, as transformers writes it."""
     shutil.copytree(base, folder)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens(ADDED[:-1])
     tokenizer.add_special_tokens({"pad_token": ADDED[-1]})
-    if form.startswith("tokenizer.json"):
-        tokenizer.save_pretrained(folder)
-        for name in ("vocab.json", "merges.txt"):  # which transformers 4 leaves beside it
-            if form == "tokenizer.json alone":
-                (folder / name).unlink()
-    else:  # what the slow tokenizers of transformers 4 write
+    if form == "transformers 4, slow":
         added = {text: i for text, i in tokenizer.get_added_vocab().items() if text != END}
         write_json(folder / "added_tokens.json", added)
-        if form == "tokenizer_config.json":
-            (folder / "added_tokens.json").unlink()
-        if form in ("tokenizer_config.json", "added_tokens.json and its flags"):
-            flags = {}
-            for text, i in (added | {END: 0}).items():
-                is_special = text in (END, ADDED[-1])
-                flags[i] = {"content": text, "lstrip": False, "rstrip": False, "single_word": False,
-                            "normalized": not is_special, "special": is_special}
-            write_json(folder / "tokenizer_config.json", {
-                "added_tokens_decoder": flags, "add_prefix_space": False, "eos_token": END,
-                "pad_token": ADDED[-1], "tokenizer_class": "GPT2Tokenizer"})
+        write_json(folder / "special_tokens_map.json", {"eos_token": END, "pad_token": ADDED[-1]})
+        return folder
+    tokenizer.save_pretrained(folder)
+    if form == "transformers 5":
+        for name in ("vocab.json", "merges.txt"):
+            (folder / name).unlink()
+    else:
+        values = read_json(folder / "tokenizer.json")
+        del values["model"]["type"]
+        values["model"]["merges"] = [" ".join(pair) for pair in values["model"]["merges"]]
+        write_json(folder / "tokenizer.json", values)
     return folder
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "tokenizer.json alone",
-        "tokenizer.json and others",
-        "added_tokens.json",
-        "added_tokens.json and its flags",
-        "tokenizer_config.json",
-    ],
-)
+@pytest.fixture(scope="module",
+                params=["transformers 5", "transformers 4", "transformers 4, slow"])
 def tokenizers(request, base, tmp_path_factory):
     """(ours, Hugging Face's) of a folder with added tokens."""
     folder = with_added_tokens(base, tmp_path_factory.mktemp("added") / "model", request.param)
     return load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    parts=st.lists(
-        st.sampled_from([*ADDED, END, " ", "\n", " the pub", "é", "pub", "<", "|>", "name>"])
-        | st.text(max_size=5),
-        max_size=8,
-    )
-)
+@settings(max_examples=40, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.text(max_size=5) | st.sampled_from(
+    [*ADDED, END, " ", "\n", " the pub", "é", "pub", "<", "|>", "name>"]), max_size=8))
 def test_added_tokens_are_used_as_hugging_face_uses_them(tokenizers, parts):
     ours, theirs = tokenizers
     text = "".join(parts)
     assert ours.encode(text, allowed_special="all") == theirs(text)["input_ids"]
-    assert ours.decode(ours.encode_text(text)) == text
+    tokens = ours.encode_text(text)
+    assert ours.decode(tokens) == text and ours.eot_token not in tokens
     if END not in text:
-        assert ours.encode_text(text) == theirs(text)["input_ids"]
+        assert tokens == theirs(text)["input_ids"]
 
 
-def test_endoftext_in_the_data_is_letters_also_beside_added_tokens(tokenizers):
-    ours, _ = tokenizers
-    tokens = ours.encode_text(f"<name> The end{END}")
-    (name,) = ours.encode("<name>", allowed_special="all")
-    assert tokens[0] == name and ours.eot_token not in tokens
-
-
-def test_merges_are_pairs_or_texts(base, tmp_path):
-    folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
-    path = folder / "tokenizer.json"
-    before, values = load_tokenizer(folder), read_json(path)
-    values["model"]["merges"] = [" ".join(pair) for pair in values["model"]["merges"]]
-    write_json(path, values)
-    assert load_tokenizer(folder)._mergeable_ranks == before._mergeable_ranks
+@pytest.mark.parametrize("name, values", [
+    ("special_tokens_map.json", {"bos_token": {"content": "<name>"}, "pad_token": "[PAD]"}),
+    ("special_tokens_map.json", {"additional_special_tokens": ["<name>"]}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"300": {"content": "<name>"}}}),
+])
+def test_a_word_of_the_vocabulary_that_is_named_as_special_is_one_token(folder, name, values):
+    change_values(folder / "vocab.json", **{"<name>": 300})
+    write_json(folder / name, values)
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.encode_text("a <name>pub") == theirs("a <name>pub")["input_ids"]
+    assert ours.encode_text("<name>") == [300]
 
 
 @pytest.mark.parametrize("part, change, named", [
-    ("model", {"type": "WordPiece"}, "type of its model is 'WordPiece', not 'BPE'"),
-    ("model", {"dropout": 0.1}, "dropout of its model is 0.1"),
-    ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix of its model is '</w>'"),
-    ("model", {"ignore_merges": True}, "ignore_merges of its model is True"),
-    ("normalizer", {"type": "NFC"}, "type of its normalizer is 'NFC'"),
-    ("pre_tokenizer", {"type": "Whitespace"}, "type of its pre_tokenizer is 'Whitespace'"),
-    ("pre_tokenizer", {"add_prefix_space": True}, "add_prefix_space of its pre_tokenizer is True"),
-    ("pre_tokenizer", {"use_regex": False}, "use_regex of its pre_tokenizer is False"),
-    ("decoder", {"type": "WordPiece"}, "type of its decoder is 'WordPiece'"),
-    ("post_processor", {"special_tokens": {END: {}}}, "special_tokens of its post_processor"),
-    ("<name>", {"lstrip": True}, "lstrip of its token '<name>' is not supported"),
-    ("<name>", {"id": 5}, "ids must be whole numbers, each another one"),
-    ("<name>", {"content": ""}, "'' is empty"),
+    ("model", {"type": "WordPiece"}, "its model is not {'type': 'BPE'}"),
+    ("normalizer", {"type": "NFC"}, "its normalizer is not {'type': None}"),
+    ("pre_tokenizer", {"type": "Whitespace"}, "its pre_tokenizer is not {'type': 'ByteLevel', "),
+    ("pre_tokenizer", {"add_prefix_space": True}, "its pre_tokenizer is not"),
+    ("pre_tokenizer", {"use_regex": False}, "its pre_tokenizer is not"),
     ("config", {"add_prefix_space": True}, "add_prefix_space is not supported"),
-    ("config", {"added_tokens_decoder": {"300": {"content": "<name>", "rstrip": True}}},
-     "rstrip of its token '<name>'"),
-    ("config", {"added_tokens_decoder": {"301": {"content": "<name>"}}},
-     "'<name>' is empty or has two ids"),
+    ("config", {"added_tokens_decoder": {"301": {"content": "<name>", "rstrip": True}}},
+     "its token '<name>' takes more than its letters"),
+    ("<name>", {"lstrip": True}, "its token '<name>' takes more than its letters"),
+    ("<name>", {"single_word": True}, "its token '<name>' takes more than its letters"),
+    ("<name>", {"id": 5}, "a text is another after encoding and decoding"),
 ])
 def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(
         base, tmp_path, part, change, named):
-    folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
+    folder = with_added_tokens(base, tmp_path / "model", "transformers 5")
     path = folder / "tokenizer.json"
     values = read_json(path)
     if part == "config":
@@ -160,78 +130,16 @@ def test_a_tokenizer_that_differs_from_gpt2s_is_refused_by_name(
     else:
         values[part] = (values[part] or {}) | change
     write_json(path, values)
-    with pytest.raises(InputError, match=rf"tokenizer\.json.*({named})"):
+    with pytest.raises(InputError, match=rf"tokenizer\.json and .* hold no .*{re.escape(named)}"):
         load_tokenizer(folder)
-
-
-@pytest.mark.parametrize(
-    "name, values",
-    [
-        ("special_tokens_map.json", {"pad_token": "<name>", "eos_token": END}),
-        ("special_tokens_map.json", {"pad_token": {"content": "<name>", "normalized": False}}),
-        ("tokenizer_config.json", {"extra_special_tokens": ["<name>"], "unk_token": None}),
-        ("tokenizer_config.json", {"additional_special_tokens": ["<name>"], "pad_token": END}),
-        ("tokenizer_config.json", {"mask_token": "<name>", "add_bos_token": False}),
-        ("tokenizer_config.json", {"bos_token": "<name>", "pad_token": "[PAD]"}),  # without an id
-    ],
-)
-def test_a_word_of_the_vocabulary_that_is_named_as_special_is_one_token(folder, name, values):
-    ids = read_json(folder / "vocab.json")
-    change_values(folder / "vocab.json", **{"<name>": len(ids)})
-    write_json(folder / name, values)
-    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    for text in ("<name>", "a <name>pub", "<nam>", f"<name>{END}"):
-        assert ours.encode(text, allowed_special="all") == theirs(text)["input_ids"], text
-    assert ours.encode_text("<name>") == [len(ids)]
-
-
-def test_a_merge_that_never_comes_about_is_refused(folder):
-    """Where others of its letters come first, tiktoken would make the token all the same."""
-    ids = read_json(folder / "vocab.json")
-    merges = (folder / "merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
-    x, y = next(merge.split() for merge in merges if re.fullmatch("[a-z] [a-z]", merge))
-    z = next(text for text in "zqxjk" if text + x not in ids)
-    change_values(folder / "vocab.json", **{z + x: len(ids), z + x + y: len(ids) + 1})
-    merges += [f"{z} {x}", f"{z + x} {y}"]  # but x goes with y first
-    (folder / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
-    theirs = AutoTokenizer.from_pretrained(folder)
-    assert len(theirs.tokenize(z + x + y)) == 2 and len(theirs.tokenize(z + x)) == 1
-    with pytest.raises(InputError, match=f"merges.txt, line {len(merges)}: other merges come"):
-        load_tokenizer(folder)
-
-
-def test_reading_merges_takes_time_that_grows_with_the_file(folder):
-    ids = {text: i for text, i in read_json(folder / "vocab.json").items()
-           if len(text) == 1 or text == END}
-    merges, token = [], "a"
-    for number in range(16):
-        merges.append(f"{token} {token}")
-        token += token
-        ids[token] = 1000 + number
-    write_json(folder / "vocab.json", ids)
-    (folder / "merges.txt").write_text("\n".join(merges))
-    began = time.process_time()
-    tokenizer = load_tokenizer(folder)
-    assert time.process_time() - began < 5  # quadratic time is minutes
-    assert tokenizer.n_vocab == 1016
-
-
-def test_a_word_of_the_vocabulary_that_no_merge_makes_is_not_used(folder):
-    ids = read_json(folder / "vocab.json")
-    change_values(folder / "vocab.json", Zqzq=len(ids))
-    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    assert ours.encode_text("Zqzq") == theirs("Zqzq")["input_ids"] and len(
-        ids
-    ) not in ours.encode_text("Zqzq")
-    assert len(ids) in ours.ids_without_text(320)
 
 
 def test_ids_without_a_text_are_never_written_and_added_tokens_may_be(base, tmp_path):
-    folder = with_added_tokens(base, tmp_path / "model", "tokenizer.json alone")
+    folder = with_added_tokens(base, tmp_path / "model", "transformers 4, slow")
     model, tokenizer = load_both(folder)
     known = len(AutoTokenizer.from_pretrained(folder))
     banned = tokenizer.ids_without_text(model.config.n_vocab)
-    assert banned == list(range(known, model.config.n_vocab)) and len(banned) == 20 - known + 300
+    assert banned == list(range(known, 320)) and known > 300
     with torch.no_grad():  # the padding is what the model would like best
         model.wte.weight[:] *= 0.01
         model.wte.weight[known:] = 5 * model.ln_f.bias
@@ -242,6 +150,13 @@ def test_ids_without_a_text_are_never_written_and_added_tokens_may_be(base, tmp_
     found = beam_search(model, prompts, num_beams=3, max_new_tokens=5,
                         banned=banned_tokens(model, tokenizer))
     assert all(token < known for beams in found for beam in beams for token in beam.tokens)
+
+
+def test_a_word_of_the_vocabulary_that_no_merge_makes_is_not_used(folder):
+    change_values(folder / "vocab.json", Zqzq=300)
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.encode_text("Zqzq") == theirs("Zqzq")["input_ids"] != [300]
+    assert 300 in ours.ids_without_text(320)
 
 
 def test_the_vocabulary_of_another_model_is_refused_by_every_command(folder):
@@ -278,16 +193,6 @@ def test_shards_are_read_by_their_index(sharded):
     folder, twin = sharded
     assert len([path for path in folder.iterdir() if "-of-" in path.name]) >= 3
     same_logits(folder, twin)
-
-
-def test_a_shard_outside_the_folder_is_refused(sharded):
-    index = sharded[0] / "model.safetensors.index.json"
-    values = read_json(index)
-    for name in ("../model.safetensors", "/etc/passwd", "a/b.bin", "", 5):
-        values["weight_map"]["transformer.wpe.weight"] = name
-        write_json(index, values)
-        with pytest.raises(InputError, match=re.escape(index.name)):
-            load_model(sharded[0])
 
 
 def test_a_tensor_in_two_shards_must_be_the_same(sharded):
@@ -339,7 +244,7 @@ def test_a_git_lfs_pointer_is_called_one(folder, name):
 
 
 @pytest.mark.parametrize(
-    "form", ["vocab.json", "tokenizer.json alone", "added_tokens.json and its flags"]
+    "form", ["vocab.json", "transformers 5", "transformers 4, slow"]
 )
 def test_a_fine_tuned_model_opens_in_transformers_as_it_is(base, tmp_path, form):
     source = base if form == "vocab.json" else with_added_tokens(base, tmp_path / "base", form)

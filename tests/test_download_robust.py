@@ -310,6 +310,7 @@ def test_a_proxy_that_is_nonsense_is_one_sentence(path, proxy, monkeypatch):
 
 CALL = """
 import resource, sys
+from support.commands import run_command
 from support.downloads import download
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 run_command(lambda: download(sys.argv[1], sys.argv[2]))

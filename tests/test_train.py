@@ -369,7 +369,7 @@ def test_a_run_writes_everything_that_the_readme_promises(prefix_run, finetune_r
     assert scores["signature"]["files"] == written and len(written) == 4
     adapter = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
     assert scores["costs"]["kept"] == adapter.numel()
-    assert "learning rate 0.003;" in done.stdout
+    assert "learning rate 0.003\n" in done.stdout
 
 
 def stop(*args):
