@@ -1,4 +1,4 @@
-"""Beam search over a key/value cache, many prompts of different lengths at once.
+"""Beam search over a KV cache, for many prompts of different lengths at once.
 
     python beam.py "name : Blue Spice | Type : pub"      one search, as a tree of its beams
     python beam.py --prefix runs/demo/prefix             the same with a prefix in front
@@ -19,7 +19,7 @@ from support.devices import pick_device
 from support.drawing import draw_tree
 from support.run_folder import read_source
 from support.settings import DECODER, add_arguments
-from support.speed import Growing, fast_products, pad, rows_that_stay, wanted_logits
+from support.speed import KVCache, fast_products, pad, compact_rows, packed_logits
 
 
 @dataclass
@@ -32,19 +32,19 @@ class Hypothesis:
 
 @dataclass
 class Search:
-    """The state of one prompt's search; it begins with one empty beam."""
+    """The state of the search for one prompt. It starts with one empty beam."""
 
-    beams: list = field(default_factory=lambda: [[]])  # tokens of those that go on, best first
-    scores: list = field(default_factory=lambda: [0.0])  # their sums of log-probabilities
-    finished: list = field(default_factory=list)  # the num_beams best hypotheses that have ended
+    beams: list = field(default_factory=lambda: [[]])  # tokens of the unfinished beams, best first
+    scores: list = field(default_factory=lambda: [0.0])  # the sum of log-probabilities of each
+    finished: list = field(default_factory=list)  # the num_beams best finished hypotheses
 
     def advance(self, candidates, length, is_last, eos_token, num_beams, length_penalty):
-        """Makes the next beams, of `length` tokens, from candidates (score, beam, token); those
-        that end go to the finished.
+        """Selects the next beams, of `length` tokens, from candidates (score, beam, token).
+        Candidates that end are added to the finished hypotheses.
 
-        There are 2 * num_beams of them, best first. Only the num_beams best may end; the others are
-        there so that num_beams can go on even if all of those end. Returns out of which old beam
-        each new one grew, and an empty list where the search is over.
+        There are 2 * num_beams candidates, best first. Only the num_beams best may end; the others
+        ensure that num_beams can continue even if all of those end. Returns for each new beam the
+        old beam that it continues, and an empty list when the search is over.
         """
         beams, scores, grown_from = [], [], []
         for rank, (score, beam, token) in enumerate(candidates):
@@ -59,8 +59,8 @@ class Search:
         self.beams, self.scores = beams, scores
         self.finished.sort(key=lambda hypothesis: -hypothesis.score)
         del self.finished[num_beams:]
-        # What goes on is given up once its best, if it ended now, could not enter the finished. A
-        # rule of thumb, as in Hugging Face: divided by a greater length, its score may yet rise.
+        # The search ends once its best beam, if it finished now, would not be among the best. This
+        # is a heuristic, as in Hugging Face: divided by a greater length, the score may still rise.
         best_now = scores[0] / length**length_penalty
         is_full = len(self.finished) == num_beams
         is_over = is_full and best_now <= self.finished[-1].score
@@ -102,7 +102,7 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
             its_past = past if n_pasts == 1 else [(key[batch], value[batch]) for key, value in past]
             search_batch(model, [prompts[i] for i in batch], its_past,
                          [past_lengths[i] for i in batch], [searches[i] for i in batch], num_beams,
-                         max_new_tokens, length_penalty, list(banned), ended=bar.update)
+                         max_new_tokens, length_penalty, list(banned), on_finish=bar.update)
     return [search.finished for search in searches]
 
 
@@ -126,7 +126,7 @@ def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length
 
 @torch.no_grad()
 def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_new_tokens,
-                 length_penalty, banned, ended=lambda number: None):
+                 length_penalty, banned, on_finish=lambda number: None):
     """Runs `searches` to their ends, one for each of `prompts`; `ended` is told how many end.
 
     The beams of a search are so many queries against the keys and values of one row: those of the
@@ -137,7 +137,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
     device, P = model.device, past_length(past)
     past_lengths = torch.tensor(past_lengths, device=device)[:, None]  # [B, 1]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]  # [B, 1]
-    tokens, places = pad(prompts, device)  # [B, T], [N]
+    tokens, token_indices = pad(prompts, device)  # [B, T], [N]
     # A past is padded in front, a prompt at its end: what is real stands side by side.
     T = tokens.shape[1]
     at = torch.arange(-P, T, device=device)  # [P + T]; prompts begin at 0
@@ -145,10 +145,10 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
     positions = (past_lengths + at[P:]).clamp(max=model.config.n_ctx - 1)  # [B, T]; cuts padding's
     last = lengths[:, 0] - 1 + T * torch.arange(len(prompts), device=device)  # [B], in B * T
     # The same as `model(tokens, past, positions, mask, return_past=True)`, of the last tokens.
-    logits, past = wanted_logits(model, tokens, places, last, past, positions, mask,
+    logits, past = packed_logits(model, tokens, token_indices, last, past, positions, mask,
                                  return_past=True)
     logits = logits[:, None]  # [B, n_vocab] -> [B, beams, n_vocab]; 1 beam, k from now on
-    past = [(Growing(key), Growing(value)) for key, value in past]
+    past = [(KVCache(key), KVCache(value)) for key, value in past]
     positions = past_lengths + lengths  # [B, 1], of what is written next
     own = torch.eye(num_beams, dtype=torch.bool, device=device)  # each sees its own newest token
 
@@ -168,8 +168,8 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
             best = zip(top_scores[row], beams[row], chosen[row])
             grown_from.append(search.advance(best, length, is_last, model.config.eos_token,
                                              num_beams, length_penalty))
-        rows = rows_that_stay([not grown for grown in grown_from])
-        ended(len(searches) - len(rows))
+        rows = compact_rows([not grown for grown in grown_from])
+        on_finish(len(searches) - len(rows))
         if not rows:
             break
         if len(rows) < len(searches):
@@ -187,7 +187,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
         positions = positions + 1
 
 
-def banned_tokens(model, tokenizer):
+def find_banned_tokens(model, tokenizer):
     """What is never written: line breaks that are single tokens, as with Li & Liang (198 and 628 in
     GPT-2), and ids without a text."""
     encoded = [tokenizer.encode_text(text) for text in ("\n", "\n\n")]
@@ -229,7 +229,7 @@ def main():
         past = pasts[args.prefix]
     else:
         model, tokenizer = load_both(args.model or "tiny", device)
-    table, banned = read_table(args.table), banned_tokens(model, tokenizer)
+    table, banned = read_table(args.table), find_banned_tokens(model, tokenizer)
     prompt = encode_table(tokenizer, table)
     P = past_length(past)
     check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,

@@ -1,4 +1,4 @@
-"""Puts runs side by side: scores with mean and spread over seeds, costs, and the figures.
+"""Compares runs: scores with mean and spread over seeds, costs, and figures.
 
     python compare.py runs/prefix-tiny-e2e runs/finetune-tiny-e2e     scores, costs, losses.png
     python compare.py runs/a runs/b --tables 3    and what each says of three test tables
@@ -18,8 +18,8 @@ from statistics import fmean
 import metrics
 from support.commands import InputError, format_rows, run_command
 from support.drawing import draw_curve, draw_losses
-from support.files import blaming, read_json
-from support.run_folder import check_sum, read_settings
+from support.files import wrap_errors, read_json
+from support.run_folder import check_hash, read_settings
 
 FIGURES = ("losses.png", "curve.png")
 COSTS = {  # in scores.json: what the table calls them, and how they are shown
@@ -33,7 +33,7 @@ COSTS = {  # in scores.json: what the table calls them, and how they are shown
 
 @dataclass
 class FinishedRun:
-    """What a run's folder tells: its settings, scores and costs, and the lines of its log."""
+    """A run's settings, scores, costs and log, as read from its folder."""
 
     settings: dict
     scores: dict
@@ -42,7 +42,7 @@ class FinishedRun:
 
 
 def runs_in(folders):
-    """The folders themselves, but in place of one that holds several runs these."""
+    """The folders of single runs: a folder that holds several runs is replaced by these."""
     found = []
     for folder in map(Path, folders):
         inside = sorted(path.parent for path in folder.glob("*/scores.json"))
@@ -57,17 +57,17 @@ def runs_in(folders):
 
 
 def read_run(folder):
-    """The finished run that a folder holds; raises InputError where there is none."""
+    """Reads the finished run in a folder. Raises InputError if there is none."""
     folder = Path(folder)
     if not (folder / "scores.json").exists():
         raise InputError(f"{folder} holds no scores (scores.json is missing): there is no run, or "
                          "it had no test set, or has not ended; train.py --resume goes on with it, "
                          "and describe.py --data --out scores it as it is")
     scores = read_json(folder / "scores.json")
-    with blaming(folder / "scores.json", "is damaged; describe.py --data makes it anew"):
+    with wrap_errors(folder / "scores.json", "is corrupt; describe.py --data writes it again"):
         costs = scores.get("costs") or {}
         if (folder / "run.json").exists():
-            check_sum(folder, "log.jsonl", scores)
+            check_hash(folder, "log.jsonl", scores)
             settings, log = read_settings(folder), read_log(folder / "log.jsonl")
         else:  # what describe.py --out writes
             signature, log = scores["signature"], []
@@ -85,7 +85,7 @@ def read_run(folder):
 def read_log(path):
     """The entries of a log.jsonl. Raises InputError naming the line that is none."""
     entries = []
-    with blaming(path, "is damaged; leave this run out"):
+    with wrap_errors(path, "is corrupt; leave this run out"):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             entries.append(json.loads(line))
             if not all(is_number(value) or (name, value) == ("peak_memory", None)
@@ -103,10 +103,10 @@ def is_number(value):
 
 
 def group_runs(runs):
-    """{label: the runs that differ in their seed alone}.
+    """{label: runs that differ only in their seed}.
 
-    A bare base stands first, then prefixes, by their length, then fine-tuning. A label names the
-    settings in which a mode's runs differ.
+    A bare base comes first, then prefixes by length, then fine-tuning. A label names the settings
+    in which the runs of a mode differ.
     """
     def place(run):
         lengths = {"the base alone": 0, "prefix": run.settings.get("prefix_length", math.inf)}
@@ -170,9 +170,9 @@ def format_costs(groups):
 def read_sentences(folder):
     """{table: sentence} of a run. Raises InputError where its files are not what it wrote."""
     folder, lines = Path(folder), []
-    with blaming(folder / "outputs.txt", "is damaged; describe.py --data makes it anew"):
+    with wrap_errors(folder / "outputs.txt", "is corrupt; describe.py --data writes it again"):
         for name in ("tables.txt", "outputs.txt"):
-            check_sum(folder, name, read_json(folder / "scores.json"))
+            check_hash(folder, name, read_json(folder / "scores.json"))
             lines.append((folder / name).read_text("utf-8").removesuffix("\n").split("\n"))
         return dict(zip(*lines, strict=True))
 
@@ -185,8 +185,8 @@ def format_sentences(folders, n):
     for name, sentences in said.items():
         if list(sentences) != tables:
             raise InputError(f"{name} describes other tables than {first}; leave one out")
-    with blaming(first / "references.txt", "is damaged; describe.py --data makes it anew"):
-        check_sum(first, "references.txt", read_json(first / "scores.json"))
+    with wrap_errors(first / "references.txt", "is corrupt; describe.py --data writes it again"):
+        check_hash(first, "references.txt", read_json(first / "scores.json"))
         groups = (first / "references.txt").read_text("utf-8").split("\n\n")
         persons = [group.partition("\n")[0] for group in groups]
         said["a person"] = dict(zip(tables, persons, strict=True))
@@ -226,7 +226,7 @@ def compare_runs(folders, out, n_tables=0):
 
 def main():
     parser = argparse.ArgumentParser(
-        description="Puts finished runs side by side: scores, costs, figures.")
+        description="Compares finished runs: scores, costs, figures.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py or "
                         "describe.py --out wrote, or folders of such folders")
     parser.add_argument("--out", default="runs", metavar="DIR",

@@ -1,10 +1,10 @@
-"""A run: what describes tables, and how well it does on a test set.
+"""Describing tables with a run, and scoring it on a test set.
 
     python describe.py RUN "name : Blue Spice | Type : pub"     a sentence for each table given
     python describe.py RUN < tables.txt                         a table a line
     python describe.py RUN TABLE --with RUN RUN                 with several prefixes, in one batch
-    python describe.py RUN TABLE --temperature 1 [--seed N]     drawn, not searched
-    python describe.py RUN --data e2e                           decodes and scores the test set anew
+    python describe.py RUN TABLE --temperature 1 [--seed N]     sampled instead of searched
+    python describe.py RUN --data e2e                           decodes and scores a test set
 
 From a program:
     from describe import describe_tables, load_run
@@ -25,7 +25,7 @@ import tiktoken
 import torch
 
 import metrics
-from beam import banned_tokens, beam_search, check_search
+from beam import find_banned_tokens, beam_search, check_search
 from e2e_data import (check_lengths, encode_example, encode_table, group_by_table, make_batch,
                       read_examples, read_table)
 from gpt2 import GPT2, generate, load_both, past_length
@@ -33,10 +33,10 @@ from prefix import load_pasts, stack_pasts
 from support.commands import InputError, run_command
 from support.devices import autocast, pick_device, random_generator
 from support.files import sha256, write_json, write_text
-from support.processes import collect, launched, rank, world_size
-from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data, is_known,
+from support.processes import collect, count_processes, rank, world_size
+from support.reading import (CSV_NAMES, SRC1_NAMES, ZIP_NAME, decode, find_data, is_published,
                              parse_table, single_blanks, split_path)
-from support.run_folder import check_new, claim, is_finished, read_source, sums_of
+from support.run_folder import check_new, claim, is_finished, read_source, hash_files
 from support.settings import DECODER, add_arguments, add_device_arguments
 from support.speed import products_library
 
@@ -50,7 +50,7 @@ PUBLISHED = {  # GPT-2 Medium on E2E: Li & Liang (2021), Table 1, and a later re
 
 @dataclass
 class Run:
-    """What describes a table: a GPT-2, the past in front of it, and how both read text."""
+    """A model that describes tables: a GPT-2, the past in front of it, and its tokenizer."""
 
     settings: dict  # what run.json holds
     tokenizer: tiktoken.Encoding
@@ -59,18 +59,18 @@ class Run:
 
 
 def load_run(source, device="auto", base=None):
-    """The run that train.py wrote to the folder `source`, or a bare model by its name or folder.
+    """Loads a run from the folder that train.py wrote, or a bare model by its name or folder.
 
-    A folder with a PEFT prefix alone is a run as well. `base` is the model to put a prefix before,
-    where that is not the one it names. Raises InputError where the folder holds neither, no weights
-    yet, or the base is not the one that the prefix was trained on.
+    A folder with only a PEFT prefix is a run as well. `base` replaces the base model that a prefix
+    names. Raises InputError if the folder holds neither, or no weights yet, or if the base is not
+    the one that the prefix was trained on.
     """
     run, _ = load_runs([source], device, base)
     return run
 
 
 def load_runs(sources, device="auto", base=None):
-    """Prefixes over one base, which is loaded once: (the first's run, {source: past} of all).
+    """Loads several prefixes and their base model, once: (run of the first, {source: past}).
 
     A single source may be any run. Raises InputError.
     """
@@ -120,7 +120,7 @@ def search(run, prompts, past, decoder, batch_size, past_lengths=None):
     """The best sentence for each prompt, in one line, after pasts as in `beam_search`."""
     with autocast(run.model.device, run.settings["dtype"]):
         found = beam_search(run.model, prompts, past, **decoder,
-                            banned=banned_tokens(run.model, run.tokenizer),
+                            banned=find_banned_tokens(run.model, run.tokenizer),
                             past_lengths=past_lengths, batch_size=batch_size)
     return [single_blanks(run.tokenizer.decode(best.tokens)) for best, *_ in found]
 
@@ -133,7 +133,7 @@ def draw_sentences(run, tables, temperature, seed=0, max_new_tokens=DECODER["max
 def sample(run, prompts, temperature, seed, max_new_tokens):
     """Yields for each prompt a sentence sampled from the model; temperature 1 leaves its
     distribution as it is."""
-    banned, generator = banned_tokens(run.model, run.tokenizer), random_generator(seed)
+    banned, generator = find_banned_tokens(run.model, run.tokenizer), random_generator(seed)
     for prompt in prompts:
         with autocast(run.model.device, run.settings["dtype"]):
             tokens = list(generate(run.model, prompt, max_new_tokens, temperature, generator,
@@ -143,21 +143,20 @@ def sample(run, prompts, temperature, seed, max_new_tokens):
 
 @torch.no_grad()
 def log_probability(run, table, sentence):
-    """log p(sentence and its end | table) in nats, summed over their tokens. What the model reads
-    is " " + table + "<|endoftext|>" + " " + sentence + "<|endoftext|>"."""
+    """log p(sentence and its end | table) in nats, summed over the tokens. The model reads
+    " " + table + "<|endoftext|>" + " " + sentence + "<|endoftext|>"."""
     example = encode_example(run.tokenizer, read_table(table), sentence)
     batch = make_batch([example], run.model.device)
     with autocast(run.model.device, run.settings["dtype"]):
         logits = run.model(batch.tokens, run.past)  # [1, T, n_vocab]
-    logits = logits.flatten(0, 1)[batch.wanted]  # -> [M, n_vocab]
+    logits = logits.flatten(0, 1)[batch.loss_indices]  # -> [M, n_vocab]
     return logits.float().log_softmax(-1).gather(1, batch.targets[:, None]).sum().item()
 
 
 def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
-    """Describes each distinct table of a test set once, scores, prints; returns the scores.
+    """Describes each distinct table of a test set once, then prints and returns the scores.
 
-    Where `out` is a folder, tables.txt, outputs.txt, references.txt and scores.json are written
-    there.
+    With `out`, a folder, it writes tables.txt, outputs.txt, references.txt and scores.json there.
     """
     test_file = split_path(find_data(data), "test")
     examples = read_examples(test_file.parent, "test")
@@ -165,8 +164,8 @@ def score_test_set(run, data, decoder, batch_size, out=None, costs=None):
     tables, references = list(groups), list(groups.values())
     prompts = {table: encode_table(run.tokenizer, table) for table in tables}
     P = past_length(run.past)
-    check_lengths([(where, P, prompts[table], decoder["max_new_tokens"])
-                   for where, (table, _) in examples], run.model.config.n_ctx)
+    check_lengths([(location, P, prompts[table], decoder["max_new_tokens"])
+                   for location, (table, _) in examples], run.model.config.n_ctx)
     share = list(prompts.values())[rank() :: world_size()]  # each process decodes its share
     outputs = collect(search(run, share, run.past, decoder, batch_size))
     if rank() > 0:  # one process scores and writes
@@ -199,14 +198,14 @@ def make_signature(run, data, test_file, decoder, folder):
     return {
         "data": str(data), "test_sha256": sha256(test_file), "model": run.settings["model"],
         "mode": run.settings["mode"], "seed": run.settings["seed"], "decoder": decoder,
-        "settings": run.settings, "versions": versions, "files": sums_of(folder),
+        "settings": run.settings, "versions": versions, "files": hash_files(folder),
     }
 
 
 def print_scores(name, scores, test_file):
     """Prints the row of a run, above the published rows where they are of the same test set."""
     rows = [(name, scores)]
-    if test_file.name == SRC1_NAMES["test"] and is_known(test_file):
+    if test_file.name == SRC1_NAMES["test"] and is_published(test_file):
         rows += [(name, dict(zip(metrics.METRICS, figures.split())))
                  for name, figures in PUBLISHED.items()]
     print("\n" + metrics.format_table(rows))
@@ -219,7 +218,7 @@ def print_scores(name, scores, test_file):
 
 def main():
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="A run describes tables, or is scored on a test set.",
+        allow_abbrev=False, description="Describes tables with a run, or scores it on a test set.",
         epilog='example: python describe.py runs/demo/prefix "name : Blue Spice | Type : pub"')
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder that train.py wrote, or a bare model: tiny, "
@@ -230,14 +229,15 @@ def main():
     add("--model", metavar="NAME|DIR",
         help="the base to put a prefix before (default: the one that it was trained on)")
     way = parser.add_mutually_exclusive_group().add_argument
-    way("--data", metavar="e2e|sample|DIR", help="describe and score this data set's test tables")
+    way("--data", metavar="e2e|sample|DIR",
+        help="describe and score the test tables of this data set")
     way("--with", dest="others", nargs="+", default=[], metavar="RUN",
         help="describe each table with these prefixes, too; a line is a run, a tab, its sentence")
     way("--temperature", type=float, help="draw sentences; 1: as the model says, 0: the likeliest "
         "token each time")
     add("--out", metavar="DIR", help="with --data: keep sentences and scores in this new folder")
     add("--seed", type=int, default=0, metavar="N",
-        help="for drawing (default: %(default)s)")
+        help="for sampling (default: %(default)s)")
     add_arguments(parser, DECODER)
     add_device_arguments(parser)
     args = parser.parse_intermixed_args()
@@ -254,7 +254,7 @@ def main():
 
 def check_arguments(args):
     """Raises InputError where arguments do not go together."""
-    if launched() > 1:
+    if count_processes() > 1:
         raise InputError("describe.py is one process; start it without torchrun")
     given = {argument.partition("=")[0] for argument in sys.argv[1:]}
     for pair in (("--out", "--data"), ("--seed", "--temperature")):
@@ -269,14 +269,14 @@ def check_arguments(args):
 
 
 def describe(args, decoder):
-    """Prints a sentence for each table that was given, or one with each prefix."""
+    """Prints a sentence for each given table, or one for each table and prefix."""
     tables = read_tables(args.tables)
     run, pasts = load_runs([args.run, *args.others], args.device, args.model)
     tell_unfinished(pasts)
     prompts = [encode_table(run.tokenizer, table) for table in tables]
     longest = max(map(past_length, pasts.values()))
     check_search(run.model, prompts, [longest] * len(prompts), **decoder,
-                 banned=banned_tokens(run.model, run.tokenizer))
+                 banned=find_banned_tokens(run.model, run.tokenizer))
     if args.others:
         found = search_with_each(run, pasts, prompts, decoder, args.decode_batch_size)
         lines = (f"{source}\t{sentence}" for each in found for source, sentence in each.items())
@@ -301,9 +301,9 @@ def tell_unfinished(sources):
 def read_tables(given):
     """The tables of the command line or, where none is given, of stdin, a line each, as the model
     reads them. Raises InputError that says which is none."""
-    where, texts = "table", given
+    location, texts = "table", given
     if not given and sys.stdin:
-        where, texts = "stdin, line", decode("stdin", sys.stdin.buffer.read()).split("\n")
+        location, texts = "stdin, line", decode("stdin", sys.stdin.buffer.read()).split("\n")
     tables = []
     for number, text in enumerate(texts, 1):
         if not given and not text.strip():  # a blank line
@@ -311,7 +311,7 @@ def read_tables(given):
         try:
             tables.append(read_table(parse_table(text)))
         except InputError as error:
-            raise InputError(f"{where} {number}: {error}") from None
+            raise InputError(f"{location} {number}: {error}") from None
     if not tables:
         raise InputError("there is no table: give one as an argument, or a table a line on stdin")
     return tables

@@ -1,9 +1,9 @@
 """The E2E data (Novikova et al. 2017): from a table to a batch.
 
-A table and what a person wrote about it become one example: the tokens of the table, a token that
-ends it, and the tokens of the sentence, which alone carry loss.
+A table and a sentence about it become one example: the tokens of the table, a token that ends it,
+and the tokens of the sentence. Only the sentence counts in the loss.
 
-    python e2e_data.py --data sample        what the data look like, as the model sees them
+    python e2e_data.py --data sample        shows the data as the model sees it
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from gpt2 import load_tokenizer
 from support.commands import InputError, run_command
 from support.files import sha256
-from support.reading import (SPLITS, find_data, is_known, name_of_kind, one_line, read_raw,
+from support.reading import (SPLITS, find_data, is_published, json_type, one_line, read_raw,
                              single_blanks, split_path, unread_files)
 from support.speed import pad
 
@@ -34,16 +34,16 @@ def read_split(folder, split):
 def read_examples(folder, split):
     """As `read_split`, each after its place: ("FILE, line N", example). InputErrors name it."""
     examples = []
-    for where, table, sentence in read_raw(folder, split):
+    for location, table, sentence in read_raw(folder, split):
         try:
-            examples.append((where, (read_table(table), one_line(sentence))))
+            examples.append((location, (read_table(table), one_line(sentence))))
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise InputError(f"{location}: {error}") from None
     return examples
 
 
 def read_table(table):
-    """A table in any form -> the form that the model reads. Raises InputError.
+    """Converts a table in any form to the form that the model reads. Raises InputError.
 
     E2E's own form, `name[Cocum], eatType[pub]` from its first to its last character, becomes
     `name : Cocum | Type : pub`, as Li & Liang prepared it. Other forms keep their keys and values,
@@ -65,7 +65,7 @@ def read_table(table):
 
 
 def read_slot(slot):
-    """The (key, value) of a slot of a dict or of pairs, as texts. Raises InputError."""
+    """The (key, value) of a dict's item or of a pair, as texts. Raises InputError."""
     if not isinstance(slot, (list, tuple)) or len(slot) != 2:
         raise InputError(f"a slot of the table is {str(slot)[:200]}, but must be a pair, [key, "
                          "value]; write triples as `subject : relation : object | ...`")
@@ -74,7 +74,7 @@ def read_slot(slot):
     if not isinstance(key, str) or not key.strip():
         raise InputError(f"a key of the table is {repr(key)[:200]}, but must be a text")
     if not isinstance(value, str):
-        raise InputError(f"{key[:60]} of the table is {name_of_kind(value)}, but must be a text; "
+        raise InputError(f"{key[:60]} of the table is {json_type(value)}, but must be a text; "
                          "write it as one, or leave the slot out")
     return key, value
 
@@ -86,7 +86,7 @@ E2E_FORM = f"{SLOT}(?:, {SLOT})*"
 
 
 def linearize(meaning_representation):
-    """The official form of a table -> the form that the model reads (Li & Liang's preprocessing).
+    """Converts E2E's form of a table to the form that the model reads, as Li & Liang do.
 
     >>> linearize("name[Blue Spice], eatType[coffee shop], priceRange[£20-25]")
     'name : Blue Spice | Type : coffee shop | price : £ 20 - 25'
@@ -99,7 +99,7 @@ def linearize(meaning_representation):
 
 
 def join_slots(slots):
-    """Pairs of a key and a value -> the form that the model reads. Raises InputError."""
+    """Joins pairs of key and value to the form that the model reads. Raises InputError."""
     texts = []
     for slot in slots:
         key, value = map(single_blanks, slot)
@@ -127,7 +127,8 @@ def tokenise_text(text):
 
 
 def group_by_table(examples):
-    """{table: [sentence, ...]}, in the order of first appearance: a table is described once."""
+    """{table: [sentence, ...]} in the order of first appearance, so that each table is described
+    once."""
     groups = {}
     for table, sentence in examples:
         groups.setdefault(table, []).append(sentence)
@@ -142,10 +143,9 @@ def group_by_table(examples):
 def encode_table(tokenizer, table):
     """The prompt: the tokens of " " + table, as `read_table` gives it, then <|endoftext|>.
 
-    The blank in front is GPT-2's own habit: its tokens for words within a text begin with a blank,
-    so "name" after one is the same token wherever it stands. <|endoftext|> says that the table has
-    ended and the sentence begins; the model has met it between texts only, so it cannot be taken
-    for a part of either.
+    GPT-2's tokens for words start with a blank, so with a blank in front "name" is the same token
+    at the beginning as anywhere else. <|endoftext|> marks the end of the table. The model has seen
+    it only between texts, so it cannot be mistaken for a part of the table or the sentence.
     """
     return tokenizer.encode_text(" " + table) + [tokenizer.eot_token]
 
@@ -157,15 +157,15 @@ def encode_example(tokenizer, table, sentence):
 
 
 def check_lengths(examples, n_ctx):
-    """Raises InputError where examples are too long for a model: how many, and the first.
+    """Raises InputError if examples are too long for a model; it names the first and their number.
 
     examples   (where, length of the prefix, prompt, number of new tokens)
     """
-    too_long = [(where, P, len(prompt), n_new) for where, P, prompt, n_new in examples
+    too_long = [(location, P, len(prompt), n_new) for location, P, prompt, n_new in examples
                 if P + len(prompt) + n_new - 1 > n_ctx]  # the last token is never read
     if too_long:
-        where, P, n_table, n_new = too_long[0]
-        raise InputError(f"{where}: a prefix of {P}, a table of {n_table:,} and a sentence of "
+        location, P, n_table, n_new = too_long[0]
+        raise InputError(f"{location}: a prefix of {P}, a table of {n_table:,} and a sentence of "
                          f"{n_new:,} tokens are more than the {n_ctx} that the model has; leave "
                          f"out or shorten such examples, {len(too_long):,} in all, or take a "
                          "shorter prefix or a smaller --max-new-tokens")
@@ -187,11 +187,11 @@ def encode_splits(settings, model, tokenizer):
                       f"{path.name} if it is the {split} data")
             made_from[f"{split}_sha256"] = ""
             continue
-        for where, example in read_examples(folder, split):
+        for location, example in read_examples(folder, split):
             prompt, answer = encode_example(tokenizer, *example)
             encoded[split].append((prompt, answer))
             n_new = settings.max_new_tokens if split == "test" else len(answer)
-            lengths.append((where, P, prompt, n_new))
+            lengths.append((location, P, prompt, n_new))
         made_from[f"{split}_sha256"] = sha256(path)
     check_lengths(lengths, model.config.n_ctx)
     if settings.max_examples:  # the first batch of an epoch before the others
@@ -207,33 +207,33 @@ def count_targets(encoded):
 
 @dataclass
 class Batch:
-    """Examples as a model is trained on them.
+    """A batch of training examples.
 
-    The loss asks for the sentence and the <|endoftext|> that ends it, and not for the table: that
-    is given, so a model that could guess it would be no better at describing it.
+    The loss counts the sentence and the <|endoftext|> that ends it, but not the table: the table is
+    given, and predicting it would not help to describe it.
     """
 
     tokens: torch.Tensor  # int [B, T], padded on the right
-    places: torch.Tensor  # int [N]: where in B * T the real tokens stand
-    wanted: torch.Tensor  # int [M]: where in B * T those stand that a token with loss follows
-    targets: torch.Tensor  # int [M]: those tokens
+    token_indices: torch.Tensor  # int [N]: indices of the real tokens in B * T
+    loss_indices: torch.Tensor  # int [M]: indices in B * T of the positions whose predictions count
+    targets: torch.Tensor  # int [M]: the correct next tokens there
 
 
 def make_batch(encoded, device="cpu"):
     """The Batch of examples as `encode_example` gives them."""
     rows = [prompt + answer[:-1] for prompt, answer in encoded]  # the last is only ever a target
-    tokens, places = pad(rows, device)
-    wanted, targets, T = [], [], tokens.shape[1]
+    tokens, token_indices = pad(rows, device)
+    loss_indices, targets, T = [], [], tokens.shape[1]
     for number, (row, (_, answer)) in enumerate(zip(rows, encoded)):
         end = number * T + len(row)
-        wanted += range(end - len(answer), end)  # the prompt's last token asks for the first
+        loss_indices += range(end - len(answer), end)  # the prompt's last token predicts the first
         targets += answer
-    wanted, targets = (torch.tensor(numbers, device=device) for numbers in (wanted, targets))
-    return Batch(tokens, places, wanted, targets)
+    loss_indices = torch.tensor(loss_indices, device=device)
+    return Batch(tokens, token_indices, loss_indices, torch.tensor(targets, device=device))
 
 
 def shuffled_batches(encoded, batch_size, seed, epoch):
-    """The examples of an epoch in batches; seed and epoch alone decide their order."""
+    """The examples of an epoch in batches. The order depends only on seed and epoch."""
     order = list(range(len(encoded)))
     random.Random(f"{seed} {epoch}").shuffle(order)
     starts = range(0, len(order), batch_size)
@@ -259,13 +259,13 @@ def main():
         lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
         mean, loss = sum(lengths) / len(lengths), sum(len(answer) for _, answer in encoded)
         path = split_path(folder, split)
-        known = "as published" if is_known(path) else "not one of the published files"
+        known = "as published" if is_published(path) else "not one of the published files"
         print(f"{split:<6} {len(examples):>8,} {len(group_by_table(examples)):>7,}           "
               f"{mean:>5.0f} {max(lengths):>8} {loss / sum(lengths):>10.0%}   {path.name}: {known}")
     table, sentence = examples[0]
     prompt, answer = encode_example(tokenizer, table, sentence)
     batch = make_batch([(prompt, answer)])
-    targets = dict(zip(batch.wanted.tolist(), batch.targets.tolist()))
+    targets = dict(zip(batch.loss_indices.tolist(), batch.targets.tolist()))
     print(f"\nThe first {split} table\n  {table}\nand one of its sentences\n  {sentence}\nbecome\n")
     print("  position  token                 target (what the loss asks for here)")
     for position, token in enumerate(batch.tokens[0].tolist()):

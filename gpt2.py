@@ -1,8 +1,8 @@
-"""GPT-2 in one file: the model, how it writes, and its published weights (Radford et al. 2019).
+"""GPT-2 in one file: the model, generation, and the published weights (Radford et al. 2019).
 
-Read it from top to bottom. `GPT2.forward` takes, besides the tokens, a *past*: for every layer the
-keys and values of what came before. A prefix that was learnt, a prompt that was read and a beam
-that goes on are all such pasts, and there is no other path.
+Read it from top to bottom. Besides the tokens, `GPT2.forward` takes a *past*: the keys and values
+of earlier positions, for every layer (the KV cache). A learnt prefix, a prompt and the beams of a
+search are all such pasts; there is no second mechanism.
 
     python gpt2.py --model tiny " name : Blue Spice | Type : restaurant | area : north<|endoftext|>"
 """
@@ -49,7 +49,7 @@ class GPT2Config:
 
 
 class Affine(nn.Module):
-    """y = x W + b, with W [n_in, n_out] the way round in which OpenAI's checkpoints hold it."""
+    """y = x W + b, with W [n_in, n_out] as in OpenAI's checkpoints."""
 
     def __init__(self, n_in, n_out):
         super().__init__()
@@ -75,12 +75,12 @@ class Attention(nn.Module):
         return self.c_proj(x), present
 
     def attend(self, q, k, v, past, visible):
-        """What each token takes from all that it may look at, and the past of the next tokens.
+        """The attention output of each token, and the past for the tokens after it.
 
-        visible    bool, True where a token (second last dimension) may look at another (last)
+        visible    bool, True where a token (second to last dimension) may attend to another (last)
         """
         q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)
-        if past is not None:  # Here a prefix steers the model. It has no queries: it is looked at.
+        if past is not None:  # Here a prefix steers the model. It has no queries.
             past_key, past_value = past
             k = concatenate(past_key, k)  # -> [B, n_head, P + T, head_dim]
             v = concatenate(past_value, v)
@@ -94,12 +94,12 @@ class Attention(nn.Module):
 
 
 def concatenate(past, present):
-    """The keys (or values) of the past in front of those of the present.
+    """The keys (or values) of the past, followed by those of the present.
 
     [B or 1, n_head, P, head_dim] and [B, n_head, T, head_dim] -> [B, n_head, P + T, head_dim]. One
     past may serve all rows. It takes the dtype of the present, which autocast may have lowered.
     """
-    if not torch.is_tensor(past):  # a past that grows in place (support/speed.py)
+    if not torch.is_tensor(past):  # a preallocated KV cache (support/speed.py)
         return past.append(present)
     past = past.to(present.dtype).expand(len(present), -1, -1, -1)
     return torch.cat([past, present], dim=2)
@@ -164,11 +164,11 @@ class GPT2(nn.Module):
         tokens     int [B, T]
         past       None, or for each layer (key, value), each [B or 1, n_head, P, head_dim]
         positions  int [B or 1, T or 1]; by default P, P + 1, ..., P + T - 1
-        mask       bool [B, P + T], False where a past or present token is padding that no token may
-                   look at; or [B, T, P + T], with a row for each token that looks. A batch padded
-                   on the right needs none: its padding comes after all that matters.
-        With return_past it returns also the past that the next tokens need, of length P + T. Raises
-        InputError where the positions end beyond n_ctx, or the mask does not cover P + T.
+        mask       bool [B, P + T], False where a past or present token is padding, to which no
+                   token may attend; or [B, T, P + T], with a row for each query. A batch padded on
+                   the right needs no mask: its padding comes after the real tokens.
+        With return_past it also returns the past for the next tokens, of length P + T. Raises
+        InputError if the positions exceed n_ctx, or the mask does not cover P + T.
         """
         x = self.embed(tokens, past, positions)  # [B, T] -> [B, T, n_embd]
         visible = self.visible(tokens, past, mask)  # [T, P + T]; with a mask [B, 1, T, P + T]
@@ -184,8 +184,8 @@ class GPT2(nn.Module):
         """[B, T] -> [B, T, n_embd]: the first layer's input."""
         T, P = tokens.shape[1], past_length(past)
         if positions is None:
-            # A prefix stands where P tokens would. What follows it takes the positions after them,
-            # as after every text that GPT-2 has read.
+            # A prefix takes the place of P tokens. So the tokens after it start at position P, as
+            # they would after any text.
             if P + T > self.config.n_ctx:
                 raise InputError(f"{P} past and {T} new tokens are more than the model's n_ctx of "
                                  f"{self.config.n_ctx}")
@@ -193,7 +193,7 @@ class GPT2(nn.Module):
         return self.wte(tokens) + self.wpe(positions)
 
     def visible(self, tokens, past, mask):
-        """Where each token may look: at the whole past, the tokens before it and itself."""
+        """What each token may attend to: the whole past, the tokens before it, and itself."""
         T, P = tokens.shape[1], past_length(past)
         visible = torch.ones(T, P + T, dtype=torch.bool, device=tokens.device).tril(P)
         if mask is not None:
@@ -212,7 +212,7 @@ def past_length(past):
 
 @torch.no_grad()
 def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, banned=(), past=None):
-    """Goes on writing after `tokens` (a list): yields token after token, until <|endoftext|>.
+    """Continues `tokens` (a list): yields one new token after another, until <|endoftext|>.
 
     temperature 0 takes the likeliest token each time, 1 draws from the model's own distribution.
     banned tokens are never written. A past, as in `GPT2.forward`, stands before `tokens`. Raises
@@ -235,13 +235,13 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, ban
 
 
 # --------------------------------------------------------------------------------------------------
-# Its weights and its vocabulary. What may be wrong with them is checked in support/.
+# Loading and saving. What can be wrong with a file is checked in support/.
 # --------------------------------------------------------------------------------------------------
 
 
 def load_config(source):
-    """The GPT2Config of a folder or a name. Raises InputError where it is of another model, or asks
-    for more than its weights hold."""
+    """The GPT2Config of a folder or a name. Raises InputError if it belongs to another kind of
+    model, or asks for more than its weights hold."""
     return GPT2Config(**bases.read_config(source))
 
 
@@ -281,17 +281,17 @@ def save_model(model, folder, vocabulary, dtype=torch.float32):
 
 def main():
     parser = argparse.ArgumentParser(
-        description="A GPT-2 goes on writing.",
+        description="Continues a text with a GPT-2.",
         epilog='example: python gpt2.py --model gpt2 "Once upon a time"')
     add = parser.add_argument
-    add("prompt", help="the beginning of the text; <|endoftext|> in it is the token")
+    add("prompt", help="the beginning of the text; <|endoftext|> in it is read as the token")
     add("--model", default="tiny", metavar="NAME|DIR", help="tiny (the default), gpt2, gpt2-medium,"
         " gpt2-large, gpt2-xl (downloaded on first use), or a folder")
-    add("--max-new-tokens", type=int, default=60, metavar="N", help="stop after so many "
+    add("--max-new-tokens", type=int, default=60, metavar="N", help="stop after this many "
         "(default: 60)")
     add("--temperature", type=float, default=0.0, metavar="T",
-        help="0 takes the likeliest token (default), 1 draws as the model says")
-    add("--seed", type=int, default=0, metavar="N", help="for drawing (default: 0)")
+        help="0: the most likely token each time (default); 1: samples from the model")
+    add("--seed", type=int, default=0, metavar="N", help="for sampling (default: 0)")
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     args = parser.parse_args()
     model, tokenizer = load_both(args.model, pick_device(args.device))

@@ -1,6 +1,6 @@
-"""The prefix (Li & Liang 2021, section 4): a few keys and values before the tokens' own.
+"""The prefix (Li & Liang 2021, section 4): a few keys and values in front of the tokens' own.
 
-Each layer of the frozen GPT-2 has its own. They are all that is learnt.
+Each layer of the frozen GPT-2 has its own keys and values. Nothing else is learnt.
 
     python prefix.py            shapes, parameters trained and kept, for each size of GPT-2
 """
@@ -14,26 +14,26 @@ from torch import nn
 from gpt2 import GPT2, GPT2Config, load_both
 from support.bases import PUBLISHED, read_adapter, write_adapter
 from support.commands import InputError, run_command
-from support.devices import Unset, usual_defaults
+from support.devices import Unset, default_tensors
 from support.run_folder import fingerprints
 from support.settings import HIDDEN
 
 
 
 class Prefix(nn.Module):
-    """A prefix while it is trained, and afterwards.
+    """A prefix, during training and afterwards.
 
-    Li & Liang found that training keys and values directly is unstable. So a smaller matrix P' is
-    trained, with a network that makes the keys and values of all layers from it:
-    P_theta[i, :] = MLP_theta(P'_theta[i, :]) (section 4.3). The network sees nothing but P', so its
-    output is the same for every input: once trained, the output is kept and the network is not.
+    Li & Liang found that training keys and values directly is unstable. So they train a smaller
+    matrix P', and a network that computes the keys and values of all layers from it:
+    P_theta[i, :] = MLP_theta(P'_theta[i, :]) (section 4.3). The network reads only P', so its
+    output is the same for every input. After training the output is kept, and the network is not.
 
-    length     positions of the prefix
+    length     number of positions
     hidden     the width of the networks (default: as in HIDDEN)
-    form       "network": one for all layers (section 4.3); "per-layer": one for each layer; or
-               "direct": none
-    start      [length, n_layer * 2 * n_embd]: where a direct prefix starts (default: at random),
-               and what networks add their output to (default: 0)
+    form       "network": one for all layers (section 4.3); "per-layer": one for each layer;
+               "direct": none, the keys and values are the parameters
+    start      [length, n_layer * 2 * n_embd]: the initial values of a direct prefix (default:
+               random), or what the networks add their output to (default: 0)
     """
 
     def __init__(self, config, length, hidden=None, form="network", start=None):
@@ -58,7 +58,7 @@ class Prefix(nn.Module):
         self.register_buffer("start", start, persistent=False)  # follows from the settings
 
     def key_values(self):
-        """[length, n_layer * 2 * n_embd]: all that GPT-2 sees, and all that is kept."""
+        """[length, n_layer * 2 * n_embd]: what GPT-2 sees of the prefix, and what is kept of it."""
         x = self.embedding.weight  # [length, n_embd]; direct: [length, n_layer * 2 * n_embd]
         if self.networks:
             x = torch.cat([network(x) for network in self.networks], dim=1)
@@ -78,13 +78,11 @@ class Prefix(nn.Module):
 
 @torch.no_grad()
 def activations(model, tokens):
-    """The keys and values that a model makes of `tokens`, [P, n_layer * 2 * n_embd] (section 7.4).
-
-    With this prefix in front the model does what it does with these tokens in front.
-    """
+    """The keys and values that a model computes for `tokens`, [P, n_layer * 2 * n_embd] (section
+    7.4). With this prefix the model behaves as it does with these tokens in front."""
     _, past = model(torch.tensor([tokens], device=model.device), return_past=True)
     x = torch.stack([torch.stack(pair) for pair in past])  # [n_layer, 2, 1, n_head, P, head_dim]
-    return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # Prefix.forward the other way round
+    return x.permute(4, 0, 1, 2, 3, 5).flatten(1)  # the inverse of Prefix.forward
 
 
 def make_prefix(settings, model, tokenizer):
@@ -93,14 +91,14 @@ def make_prefix(settings, model, tokenizer):
     if settings.prefix_words:
         words = tokenizer.encode(settings.prefix_words, allowed_special="all")
         start = activations(model, (words * length)[:length])
-    with usual_defaults():  # the random numbers of float32 on the CPU: the same everywhere
+    with default_tensors():  # the random numbers of float32 on the CPU: the same everywhere
         prefix = Prefix(model.config, length, settings.prefix_hidden, settings.prefix_form, start)
     return prefix.to(model.device)
 
 
 def stack_pasts(pasts):
-    """(past, past_lengths), for `beam_search`, so that each row of a batch has a prefix of its own:
-    the rows are those of `pasts`, each of batch 1; shorter ones are padded in front."""
+    """(past, past_lengths) for `beam_search`, from several pasts of batch 1: each becomes a row, so
+    that each row of a batch has its own prefix. Shorter ones are padded in front."""
     past_lengths, rows = [past[0][0].shape[2] for past in pasts], []
     for past, P in zip(pasts, past_lengths):
         x = torch.stack([torch.stack(pair) for pair in past])  # [n_layer, 2, 1, n_head, P, ...]
@@ -110,9 +108,9 @@ def stack_pasts(pasts):
 
 
 def save_prefix(prefix, folder, base, made_from=None):
-    """Writes what is kept of a prefix, as a PEFT adapter.
+    """Saves a prefix as a PEFT adapter.
 
-    base        the name or folder of the model it is for
+    base        the name or folder of the model that it belongs to
     made_from   {name: SHA-256} of what it was trained with, kept as the file's metadata
     """
     key_values = prefix.key_values().detach().to("cpu", torch.float32).contiguous()
@@ -193,8 +191,8 @@ def main():
     length = parser.parse_args().length
     if length < 1:
         raise InputError(f"--length must be at least 1, but is {length}")
-    print(f"A prefix of length {length} puts, in each layer, {length} keys and values before the "
-          "tokens' own.\n")
+    print(f"A prefix of length {length} puts {length} keys and values in front of the tokens' own, "
+          "in each layer.\n")
     print(f"{'model':<12} {'keys of a layer':>20} {'trained':>12} {'kept':>10} {'GPT-2':>14} "
           f"{'kept / GPT-2':>13}")
     for name, sizes in PUBLISHED.items():
@@ -206,8 +204,8 @@ def main():
         print(f"{name:<12} {str(key):>20} {trained:>12,} {kept:>10,} {whole:>14,} "
               f"{kept / whole:>13.3%}")
     print("\nKeys are [batch, n_head, length, head_dim]: one prefix serves every row of a batch.\n"
-          "Trained: the parameters of the matrix and the network that make the prefix, thrown away "
-          "after training.")
+          "Trained: the parameters of the matrix and the network that compute the prefix. They are "
+          "discarded after training.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains a prefix, or all of GPT-2; describes the test tables; scores them: one row of Table 1.
+"""Trains a prefix, or all of GPT-2, then describes and scores the test tables: a row of Table 1.
 
     python train.py --mode prefix           the paper's run: GPT-2 Medium, 5 epochs, batches of 10
     python train.py --mode finetune         the same with all weights trained
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import metrics
-from beam import banned_tokens, check_search
+from beam import find_banned_tokens, check_search
 from compare import FIGURES, compare_runs
 from describe import load_run, score_test_set
 from e2e_data import count_targets, encode_splits, make_batch, shuffled_batches
@@ -30,11 +30,11 @@ from support.commands import InputError, command_line, run_command
 from support.devices import autocast, pick_device, reset_peak_memory
 from support.drawing import draw_losses, load_matplotlib
 from support.processes import add_up, join, rank, wait_for_all, world_size
-from support.record import Record, best_epoch, costs_in_words, costs_of_training
+from support.record import Record, best_epoch, format_costs_line, costs_of_training
 from support.run_folder import (check_folder, check_parent, claim, fingerprints, is_finished,
                                 open_run)
 from support.settings import DECODER, Settings, read_arguments, settle
-from support.speed import fast_products, products_library, wanted_logits
+from support.speed import fast_products, products_library, packed_logits
 
 
 # --------------------------------------------------------------------------------------------------
@@ -43,19 +43,19 @@ from support.speed import fast_products, products_library, wanted_logits
 
 
 def batch_loss(model, prefix, batch):
-    """The mean cross-entropy over a batch's tokens with loss; the paper's equation 2 is a sum."""
+    """The mean cross-entropy over the tokens with loss (equation 2 of the paper, which sums)."""
     past = None if prefix is None else prefix()
-    # The same as model(batch.tokens, past).flatten(0, 1)[batch.wanted]: [M, n_vocab].
-    logits = wanted_logits(model, batch.tokens, batch.places, batch.wanted, past)
+    # The same as model(batch.tokens, past).flatten(0, 1)[batch.loss_indices]: [M, n_vocab].
+    logits = packed_logits(model, batch.tokens, batch.token_indices, batch.loss_indices, past)
     return F.cross_entropy(logits, batch.targets)
 
 
 def make_optimizer(trained, lr, n_steps, warmup_steps=0):
-    """(optimizer, schedule): AdamW as Li & Liang use it, and its learning rate, which rises for
-    `warmup_steps`, then falls to 0.
+    """(optimizer, schedule): AdamW as Li & Liang use it, with a learning rate that rises for
+    `warmup_steps` and then decays linearly to 0.
 
-    No weight decay: a prefix is no weight of a layer, and 0 is no better value for a key than any
-    other. fused: one pass over all parameters.
+    There is no weight decay, because 0 is no better value for a key than any other. fused: one pass
+    over all parameters.
     """
     def factor(step):
         if step < warmup_steps:
@@ -69,20 +69,19 @@ def make_optimizer(trained, lr, n_steps, warmup_steps=0):
 def train_step(model, prefix, batch, optimizer, schedule, clip=1.0, dtype="float32", weight=1.0):
     """One step of training, of `prefix` or, where that is None, of the model. Returns the loss.
 
-    weight     the share of the whole batch's tokens with loss that is in `batch`: 1 unless several
-               processes share it
-    The loss stays on the device: to read it at each step would make the device wait.
+    weight     the share of the batch's loss tokens that this process has: 1 for a single process
+    The loss stays on the device, because reading it at each step would make the device wait.
     """
     with autocast(batch.tokens.device, dtype), fast_products():
         loss = weight * batch_loss(model, prefix, batch)
-    optimizer.zero_grad()  # or gradients would be added to those of the last step
-    loss.backward()  # through the frozen layers too: what a prefix does, it does through them
+    optimizer.zero_grad()  # otherwise gradients would be added to those of the last step
+    loss.backward()  # through the frozen layers too, which is how gradients reach the prefix
     trained = model if prefix is None else prefix
     parameters = list(trained.parameters())
     add_up(parameter.grad for parameter in parameters)  # over processes
-    torch.nn.utils.clip_grad_norm_(parameters, clip)  # a rare large gradient must not undo the rest
+    torch.nn.utils.clip_grad_norm_(parameters, clip)  # one large gradient must not undo the rest
     optimizer.step()  # AdamW moves each parameter by about the learning rate
-    schedule.step()  # which falls a little
+    schedule.step()  # the learning rate decays a little
     return loss.detach()
 
 
@@ -93,8 +92,8 @@ def train(settings, model, prefix, encoded, validation, record):
     record                a Record, which goes on where it was stopped; its log is returned
     """
     trained = model if prefix is None else prefix
-    # A frozen weight still takes part in the computation, and gradients pass through it to the
-    # prefix; but none is computed for it, and no optimiser knows it.
+    # Gradients flow through frozen weights to the prefix. But none is computed for these weights,
+    # and the optimizer does not have them.
     model.requires_grad_(prefix is None)
     trained.train()
     steps_per_epoch = math.ceil(len(encoded) / settings.batch_size)
@@ -113,15 +112,15 @@ def train(settings, model, prefix, encoded, validation, record):
                 loss = train_step(model, prefix, batch, optimizer, schedule, settings.clip,
                                   settings.dtype, weight)
                 record.add(loss, sum(len(prompt) + len(answer) for prompt, answer in examples))
-            unseen = validation_loss(model, prefix, validation, settings.dtype,
-                                     batch_size=min(64, 4 * settings.batch_size))
-            record.end_epoch(unseen, settings.keep)
+            held_out = validation_loss(model, prefix, validation, settings.dtype,
+                                       batch_size=min(64, 4 * settings.batch_size))
+            record.end_epoch(held_out, settings.keep)
     trained.eval()
     return record.log
 
 
 def share_of_batch(examples, device):
-    """(the Batch of this process's examples, their share of the batch's tokens with loss)."""
+    """(this process's examples as a Batch, their share of the tokens with loss)."""
     share = examples[rank() :: world_size()]
     weight = count_targets(share) / count_targets(examples)  # of an empty share: 0
     return make_batch(share or examples, device), weight
@@ -129,7 +128,7 @@ def share_of_batch(examples, device):
 
 @torch.no_grad()
 def validation_loss(model, prefix, encoded, dtype="float32", batch_size=64):
-    """The mean loss a token over all examples, in batches of similar lengths; None of none."""
+    """The mean loss per token over all examples; None if there are none."""
     encoded = sorted(encoded, key=lambda example: len(example[0]) + len(example[1]))
     total = 0
     for at in range(0, len(encoded), batch_size):
@@ -176,7 +175,7 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
         if settings.keep == "best":
             print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
         costs |= costs_of_training(log)
-        print(costs_in_words(costs), flush=True)
+        print(format_costs_line(costs), flush=True)
         if rank() == 0:
             draw_losses({name_of(settings): [log]}, folder / "loss.png")
         del model, prefix
@@ -188,27 +187,27 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
                                     costs)
     prompt, _ = (examples["test"] or examples["train"])[0]
     again = command_line(["describe.py", str(folder), tokenizer.decode(prompt[:-1]).strip()])
-    print(f"\nAll of it lies in {folder}/ (loss.png shows the training). Describe another table:\n"
+    print(f"\nEverything is in {folder}/ (loss.png shows the training). Describe another table:\n"
           f"  python {again}")
     return scores
 
 
 def check_possible(settings, model, tokenizer, encoded, decode_batch_size):
-    """Raises InputError for what would fail hours later: a choice without validation data, an
-    impossible search, a figure. Says so where METEOR will be missing."""
+    """Raises InputError for what would otherwise fail hours later: a choice without validation
+    data, an impossible search, a figure. Says if METEOR will be missing."""
     if decode_batch_size < 1:
         raise InputError(f"--decode-batch-size must be above 0, but is {decode_batch_size}")
     if settings.keep == "best" and not encoded["valid"]:
         raise InputError(f"--keep best: {settings.data} has no validation data to choose by")
     check_search(model, [], [], settings.num_beams, settings.max_new_tokens,
-                 settings.length_penalty, banned_tokens(model, tokenizer))
+                 settings.length_penalty, find_banned_tokens(model, tokenizer))
     if encoded["test"] and metrics.meteor_data.find() is None:
         print(metrics.meteor.HOW_TO_GET)
     load_matplotlib()
 
 
 def count_numbers(settings, model, prefix):
-    """Prints and returns how many numbers are trained, and how many are kept."""
+    """Prints and returns the numbers of parameters trained and kept."""
     whole = count_parameters(model)
     trained = whole if prefix is None else count_parameters(prefix)
     kept = whole if prefix is None else prefix.key_values().numel()

@@ -22,9 +22,9 @@ from describe import load_run
 from e2e_data import encode_example, make_batch, read_split, tokenise_text
 from experiments.slots import values_of
 from support.commands import InputError, format_rows, progress_bar, run_command
-from support.files import blaming
+from support.files import wrap_errors
 from support.reading import find_data
-from support.speed import wanted_logits
+from support.speed import packed_logits
 
 MET = {0: "never met", 1: "met 1 to 99 times", 100: "met 100 to 9,999 times",
        10_000: "met 10,000 times or more"}
@@ -34,7 +34,7 @@ def count_words(folder):
     """How often each word, in lower case, stands in what `tiny` was made of. Raises InputError."""
     met = Counter()
     for path in (folder / "sgd.jsonl.gz", folder / "rnnlg.jsonl.gz"):
-        with (blaming(path, "cannot be read; --pretrain must name the folder that holds it"),
+        with (wrap_errors(path, "cannot be read; --pretrain must name the folder that holds it"),
               gzip.open(path, "rt", encoding="utf-8") as lines):
             for line in lines:
                 met.update(tokenise_text(json.loads(line)["text"]).lower().split())
@@ -64,7 +64,8 @@ def losses_of(run, encoded):
     losses = []
     for at in progress_bar(iterable=range(0, len(encoded), 32), desc="reading", unit=" batches"):
         batch = make_batch(encoded[at : at + 32], run.model.device)
-        logits = wanted_logits(run.model, batch.tokens, batch.places, batch.wanted, run.past)
+        logits = packed_logits(run.model, batch.tokens, batch.token_indices, batch.loss_indices,
+                               run.past)
         losses.append(F.cross_entropy(logits.float(), batch.targets, reduction="none"))
     return torch.cat(losses)
 

@@ -135,7 +135,7 @@ def size():
 
 
 def to_the_best(length, epochs):
-    """The command for a prefix whose rate falls to 0 at its own end, and whose best epoch counts."""
+    """The command for a prefix whose rate decays to 0 at its end, and whose best epoch counts."""
     return f"{from_examples(length)} --data e2e --epochs {epochs} --keep best --lr 0.05"
 
 

@@ -11,7 +11,7 @@ import re
 
 from experiments.parts import PARTS, RESULTS, SEEDS, check_parts
 from support.commands import run_command
-from support.files import ROOT, blaming, read_json, write_text
+from support.files import ROOT, wrap_errors, read_json, write_text
 
 DOCUMENTS = "README.md", "RESULTS.md"
 FIGURES = ROOT / "experiments/figures"
@@ -45,7 +45,7 @@ def show(name, make, parts, tables):
               "what it shows")
         return
     files = " or ".join(str(RESULTS / f"{part}.json") for part in parts)
-    with blaming(files, f"is damaged; `python -m experiments.make {parts[0]}` writes it anew"):
+    with wrap_errors(files, f"is corrupt; `python -m experiments.make {parts[0]}` writes it again"):
         groups = [read(part) for part in parts]
         if name.endswith(".png"):
             make(FIGURES / name, *groups)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.commands import InputError
-from support.files import blaming
+from support.files import wrap_errors
 
 # A table's columns are known by how their headers begin.
 SOURCE_COLUMN = re.compile(r"mr|src|source|meaning|da|dial(ogue)?[ _.-]act", re.IGNORECASE)
@@ -120,7 +120,7 @@ def _read_rows(path, text_column):
     The official script also cuts lines at the rarer of Unicode's line boundaries, such as U+2028.
     So does this, but it says so, as it shifts the lines that follow.
     """
-    with blaming(path, "cannot be read as UTF-8 text"):
+    with wrap_errors(path, "cannot be read as UTF-8 text"):
         data = Path(path).read_bytes()
         text = data.decode("utf-8-sig")
     rare = re.search("[\v\f\x1c-\x1e\x85\u2028\u2029]", text)
@@ -169,8 +169,8 @@ def _split_cells(path, lines):
     reader = csv.reader(lines, delimiter=separator)
     rows, start = [], 0  # where the row being read starts
     while start < len(numbers):
-        with blaming(f"{path}, line {numbers[start]}", 'has a quote (") that is not closed as it '
-                     "should be; close it, or double it in a text"):
+        with wrap_errors(f"{path}, line {numbers[start]}", 'has a quote (") that is not closed as '
+                         "it should be; close it, or double it in a text"):
             cells = next(reader)
             if reader.line_num - start > 1:
                 row = lines[start : reader.line_num]

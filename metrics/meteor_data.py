@@ -56,7 +56,7 @@ def check(path, name):
     """`path`, if it is to the bit the known file; raises InputError otherwise."""
     if sha256(path) != KNOWN[name][1]:
         raise InputError(f"{path} is not the file of METEOR 1.5 (its SHA-256 differs); "
-                         "remove it and fetch it again")
+                         "remove it and download it again")
     return path
 
 

@@ -9,7 +9,7 @@ import torch
 from support import hugging_face
 from support.commands import InputError
 from support.downloads import download
-from support.files import ROOT, blaming, existing_file, read_json, refuse_file, write_json
+from support.files import ROOT, wrap_errors, existing_file, read_json, refuse_file, write_json
 from support.tf_checkpoint import read_openai_weights
 
 SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")  # OpenAI's own names
@@ -56,16 +56,16 @@ def model_folder(source, needed=()):
 # --------------------------------------------------------------------------------------------------
 
 
-def check_sizes(sizes, where=""):
+def check_sizes(sizes, location=""):
     """Raises InputError where the sizes of a GPT-2, or of a prefix for it, are none.
 
     where      the beginning of its sentence, such as "FILE: "
     """
     for name, size in sizes.items():
         if name != "eos_token" and (type(size) is not int or size < 1):
-            raise InputError(f"{where}{name} must be a whole number above 0, but is {size!r}")
+            raise InputError(f"{location}{name} must be a whole number above 0, but is {size!r}")
     if sizes["n_embd"] % sizes["n_head"]:
-        raise InputError(f"{where}n_embd ({sizes['n_embd']}) must be a multiple of n_head "
+        raise InputError(f"{location}n_embd ({sizes['n_embd']}) must be a multiple of n_head "
                          f"({sizes['n_head']})")
 
 
@@ -101,14 +101,14 @@ def read_config(source):
                        for name in ("index", "data-00000-of-00001"))
         # A number is a float32; an entry of the index has more than 16 bytes.
         n_numbers, n_tensors = data.stat().st_size // 4, index.stat().st_size // 16
-        where = f"{index} and {data.name}"
+        location = f"{index} and {data.name}"
     else:
         sizes = hugging_face.read_sizes(folder)
-        n_numbers, n_tensors, where = sum(sizes), len(sizes), f"the weights in {folder}"
+        n_numbers, n_tensors, location = sum(sizes), len(sizes), f"the weights in {folder}"
     # Where a single matrix is missing, `read_weights` says which.
     if count_weights(values) > 2 * n_numbers or 12 * values["n_layer"] > n_tensors:
-        raise InputError(f"{path} asks for more than {where} can hold; one of them is damaged, or "
-                         "of another model")
+        raise InputError(f"{path} asks for more than {location} can hold; one of them is corrupt, "
+                         "or of another model")
     return values
 
 
@@ -120,7 +120,7 @@ def read_config(source):
 def read_weights(source, shapes, device="cpu", dtype=torch.float32):
     """{name: tensor} of a folder's or a name's weights, each of the names and shapes given.
 
-    Tensors are memory-mapped where the format allows. Raises InputError where a file is damaged, or
+    Tensors are memory-mapped where the format allows. Raises InputError where a file is corrupt, or
     a tensor missing, unknown, of another shape, given in two versions, or no finite numbers.
     """
     folder, weights = model_folder(source, WEIGHT_FILES), {}
@@ -128,7 +128,7 @@ def read_weights(source, shapes, device="cpu", dtype=torch.float32):
     tensors = read_openai_weights(folder) if is_openai else hugging_face.read_weights(folder)
     for path, given, tensor in tensors:
         name = "wte.weight" if given == "lm_head.weight" else given  # one matrix for both ends
-        tensor = hugging_face.finite_numbers(path, given, tensor, device, dtype)
+        tensor = hugging_face.to_finite(path, given, tensor, device, dtype)
         if not torch.equal(weights.setdefault(name, tensor), tensor):
             two = "lm_head.weight differs from wte.weight" if name == "wte.weight" else \
                 f"{name} is given twice and differs"
@@ -231,6 +231,6 @@ def read_adapter(folder):
     if list(key_values.shape) != shape:
         raise InputError(f"{path}: prompt_embeddings has the shape {list(key_values.shape)}, but "
                          f"adapter_config.json asks for {shape}")
-    with blaming(path):
+    with wrap_errors(path):
         made_from = dict(json.loads(metadata.get("made_from", "{}")))
-    return hugging_face.finite_numbers(path, "prompt_embeddings", key_values), sizes, made_from
+    return hugging_face.to_finite(path, "prompt_embeddings", key_values), sizes, made_from

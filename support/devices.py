@@ -21,7 +21,7 @@ class Unset(TorchFunctionMode):
 
 
 @contextmanager
-def usual_defaults():
+def default_tensors():
     """A context in which tensors are float32 and on the CPU unless told, whatever somebody, as in a
     notebook, has set as PyTorch's defaults."""
     dtype = torch.get_default_dtype()

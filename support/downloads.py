@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 
 from support.commands import InputError, progress_bar
-from support.files import acquire, blaming_disk, move_into_place, sha256
+from support.files import acquire, wrap_disk_errors, move_into_place, sha256
 
 STALLED = 20  # seconds without a byte
 TRIES, PAUSE = 4, 2  # answers in a row that bring nothing new; seconds between two
@@ -31,7 +31,7 @@ def download(url, path, expected_sha256=None, expected_size=None):
     part = path.with_name(path.name + ".part")
     if path.exists():
         return
-    with blaming_disk(path), alone(path):
+    with wrap_disk_errors(path), lock_folder(path):
         if path.exists():  # it came while this process waited
             return
         fetch(url, part, expected_size)
@@ -44,7 +44,7 @@ def download(url, path, expected_sha256=None, expected_size=None):
 
 
 @contextmanager
-def alone(path):
+def lock_folder(path):
     """Lets one process at a time fetch into the folder of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.parent / ".lock")

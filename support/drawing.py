@@ -3,7 +3,7 @@
 import os
 from contextlib import contextmanager
 
-from support.files import blaming, write_aside
+from support.files import wrap_errors, write_aside
 
 # BLEU on E2E against prefix length, GPT-2 Medium: scored from a re-implementation's own outputs.
 PUBLISHED_CURVE = {1: 59.4, 3: 65.6, 10: 68.9, 20: 69.3, 30: 68.5, 50: 68.4}
@@ -21,7 +21,7 @@ def load_matplotlib():
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
-        with blaming("matplotlib", "cannot be loaded; is there a damaged matplotlibrc?"):
+        with wrap_errors("matplotlib", "cannot be loaded; is there a damaged matplotlibrc?"):
             import matplotlib.figure
         return matplotlib
     finally:

@@ -40,7 +40,7 @@ def write_aside(path):
     Raises InputError where the disk cannot take it.
     """
     path = Path(path)
-    with blaming_disk(path):
+    with wrap_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=ASIDE, dir=path.parent) as folder:
             aside = Path(folder) / path.name
@@ -49,7 +49,7 @@ def write_aside(path):
 
 
 @contextmanager
-def blaming_disk(path):
+def wrap_disk_errors(path):
     """Makes an error of the disk, in a block that writes `path`, an InputError that names it."""
     try:
         yield
@@ -107,7 +107,7 @@ def write_json(path, value):
 
 
 @contextmanager
-def blaming(path, wrong="is damaged; fetch it again, or make it anew"):
+def wrap_errors(path, wrong="is corrupt; download it again or re-create it"):
     """Makes whatever goes wrong in a block that reads `path` an InputError that names it."""
     try:
         yield
@@ -122,7 +122,7 @@ def blaming(path, wrong="is damaged; fetch it again, or make it anew"):
 def read_json(path):
     """The object that a JSON file holds. Raises InputError."""
     path = existing_file(Path(path))
-    with blaming(path, "holds no JSON object that can be read"):
+    with wrap_errors(path, "holds no JSON object that can be read"):
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
         if not isinstance(values, dict):
             raise ValueError(f"it is a {type(values).__name__}")

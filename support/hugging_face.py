@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from support.commands import InputError
-from support.files import blaming, existing_file, read_json, write_aside, write_json
+from support.files import wrap_errors, existing_file, read_json, write_aside, write_json
 from support.tokenizer import vocabulary_files
 
 
@@ -37,7 +37,7 @@ WEIGHTS = (  # the first that is there is read, as transformers does
 def read_config(path):
     """The sizes in a config.json by OpenAI's names, and eos_token. InputError for other models."""
     values = read_json(path)
-    with blaming(path, "is not of a GPT-2 that is supported here"):
+    with wrap_errors(path, "is not of a GPT-2 that is supported here"):
         for name, value in ONLY.items():
             found = values.get(name, value)
             if found != value and not (name == "n_inner" and found == 4 * values["n_embd"]):
@@ -59,7 +59,7 @@ def weight_files(folder):
             f"{folder} has a config.json, but neither model.safetensors nor pytorch_model.bin")
     if path.suffix != ".json":
         return [existing_file(path)]
-    with blaming(path):
+    with wrap_errors(path):
         shards = sorted(set(read_json(path)["weight_map"].values()))
         return [existing_file(folder / name) for name in shards]
 
@@ -78,7 +78,7 @@ def read_sizes(folder):
     sizes = []
     for path in weight_files(folder):
         if path.suffix == ".safetensors":
-            with blaming(path), safetensors.safe_open(path, "pt") as file:
+            with wrap_errors(path), safetensors.safe_open(path, "pt") as file:
                 sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]
         else:  # memory-mapped
             sizes += [tensor.numel() for tensor in read_tensors(path)[0].values()]
@@ -88,18 +88,19 @@ def read_sizes(folder):
 def read_tensors(path):
     """({name: tensor}, metadata) of a .safetensors or .bin file, memory-mapped.
 
-    Raises InputError where it is damaged, or holds anything but named tensors.
+    Raises InputError where it is corrupt, or holds anything but named tensors.
     """
     if path.suffix == ".safetensors":
         # Old versions of safetensors read to the device that somebody has set as the default.
-        with (blaming(existing_file(path)), torch.device("cpu"),
+        with (wrap_errors(existing_file(path)), torch.device("cpu"),
               safetensors.safe_open(path, "pt") as file):
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}
-            if "sha256" in metadata and metadata["sha256"] != sum_of(tensors):
+            if "sha256" in metadata and metadata["sha256"] != hash_tensors(tensors):
                 raise ValueError("its numbers are not those that were written")
             return tensors, metadata
-    with blaming(existing_file(path), "is damaged, or holds more than tensors; fetch it again"):
+    with wrap_errors(existing_file(path),
+                     "is corrupt, or holds more than tensors; download it again"):
         # A zip is mapped as its bytes lie there. One that is compressed, and what PyTorch wrote
         # before 1.6, is read as a whole instead.
         is_plain = zipfile.is_zipfile(path) and not any(
@@ -114,10 +115,10 @@ def read_tensors(path):
 def write_tensors(path, tensors, metadata):
     """Writes {name: tensor} as a .safetensors file that knows the SHA-256 of its numbers."""
     with write_aside(path) as aside:
-        safetensors.torch.save_file(tensors, aside, metadata | {"sha256": sum_of(tensors)})
+        safetensors.torch.save_file(tensors, aside, metadata | {"sha256": hash_tensors(tensors)})
 
 
-def sum_of(tensors):
+def hash_tensors(tensors):
     """The SHA-256 of named tensors, as hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -126,11 +127,11 @@ def sum_of(tensors):
     return digest.hexdigest()
 
 
-def finite_numbers(path, name, tensor, device="cpu", dtype=torch.float32):
+def to_finite(path, name, tensor, device="cpu", dtype=torch.float32):
     """A tensor of a file as finite numbers of `dtype`. InputError where it holds anything else."""
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise InputError(f"{path}: {name} is of {tensor.dtype}, which weights are not")
-    with blaming(path):
+    with wrap_errors(path):
         tensor = tensor.to(device, dtype).contiguous()
         is_finite = torch.stack(tensor.aminmax()).isfinite().all()  # where one is NaN, both are
     if not is_finite:

@@ -31,7 +31,7 @@ def is_joined():
     return distributed.is_available() and distributed.is_initialized()
 
 
-def launched():
+def count_processes():
     """How many processes torchrun started: 1 where not all is set that it sets, since clusters
     and other launchers set some of it. Raises InputError where something else than torchrun did."""
     if not all(os.environ.get(name) for name in BY_TORCHRUN):
@@ -53,7 +53,7 @@ def join(device):
     The first alone prints, and writes files. Raises InputError where there are more of them than
     GPUs, or they do not meet.
     """
-    if launched() == 1:
+    if count_processes() == 1:
         return
     if device.type == "cuda" and device.index is None:  # "cuda" becomes a GPU of its own
         own, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

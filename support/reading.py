@@ -66,7 +66,7 @@ def unread_files(folder):
     return sorted(path.name for path in folder.glob(f"*{read[0].suffix}") if path not in read)
 
 
-def is_known(path):
+def is_published(path):
     """Whether a file is, to the bit, one of the files that E2E was published in."""
     return sha256(path) == KNOWN_SHA256.get(path.name)
 
@@ -92,11 +92,11 @@ def read_raw(folder, split):
         parse = parse_src1 if path.suffix == ".txt" else parse_json_row
     examples = []
     for line, row in rows:
-        where = f"{path}, line {line}"
+        location = f"{path}, line {line}"
         try:
-            examples.append((where, *parse(row)))
+            examples.append((location, *parse(row)))
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise InputError(f"{location}: {error}") from None
     if not examples:
         raise InputError(f"{path} is empty: it holds no example")
     return examples
@@ -158,7 +158,7 @@ def find_columns(what, names):
 
 
 def unzip(path, content, name):
-    """A file of E2E's zip. Raises InputError where it is damaged, or inflates beyond reason."""
+    """A file of E2E's zip. Raises InputError where it is corrupt, or inflates beyond reason."""
     most = 100 * len(content)  # E2E's files inflate to a tenth of this
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
@@ -167,7 +167,7 @@ def unzip(path, content, name):
             raise ValueError(f"{name} is packed as in no release of E2E")
         return archive.open(member).read(most)
     except Exception as error:  # zipfile raises a dozen kinds for this one mistake
-        raise InputError(f"{path} is damaged ({error}); fetch it again") from None
+        raise InputError(f"{path} is corrupt ({error}); download it again") from None
 
 
 def decode(path, content):
@@ -188,7 +188,7 @@ def one_line(text, what="text"):
     characters: wrong encodings make them."""
     if not isinstance(text, str):
         more = "; write a line for each sentence" * isinstance(text, list)
-        raise InputError(f"{what} is {name_of_kind(text)}, but must be a text{more}")
+        raise InputError(f"{what} is {json_type(text)}, but must be a text{more}")
     line = single_blanks(text)
     if not line:
         raise InputError(f"a {what} was expected, but there is none")
@@ -198,7 +198,7 @@ def one_line(text, what="text"):
     return line
 
 
-def name_of_kind(value):
+def json_type(value):
     """What a value of a JSON file is, in JSON's words; a number as it stands there."""
     names = {type(None): "null", bool: "true or false", list: "a list", tuple: "an object",
              dict: "an object"}

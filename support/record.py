@@ -15,7 +15,7 @@ import torch
 
 from support.commands import InputError, progress_bar
 from support.devices import peak_memory
-from support.files import blaming, blaming_disk, write_aside, write_text
+from support.files import wrap_errors, wrap_disk_errors, write_aside, write_text
 from support.processes import add_up, rank
 from support.run_folder import check_same_run
 
@@ -122,7 +122,7 @@ class Record:
         self.log.append(entry)
         path = self.folder / "log.jsonl"
         if rank() == 0:
-            with blaming_disk(path), open(path, "a", encoding="utf-8", newline="\n") as file:
+            with wrap_disk_errors(path), open(path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(as_line(entry))
 
     def save(self):
@@ -179,7 +179,7 @@ def check_losses(losses, step, lr, folder):
     if not all(finite):
         first = step - len(finite) + 1 + finite.index(False)
         raise InputError(f"at step {first:,}, at a learning rate of about {lr:.2g}, the loss is no "
-                         "finite number any more, and training on would be of no use; start anew "
+                         "finite number any more, and training on would be of no use; start again "
                          f"with a lower --lr and another --out ({folder}/training.pt holds the "
                          "last good state)")
 
@@ -197,7 +197,7 @@ def costs_of_training(log):
     }
 
 
-def costs_in_words(costs):
+def format_costs_line(costs):
     peak = costs["peak_memory"]
     return (f"trained in {costs['seconds'] / 60:.1f} minutes, {costs['seconds_per_step']:.3f} "
             f"seconds a step, {costs['tokens_per_second']:,.0f} tokens a second; peak memory "
@@ -219,7 +219,7 @@ def save_state(folder, run, parts, step, log):
 def load_state(folder, run, parts, device):
     """Sets `parts` to what folder/training.pt holds; returns (step, log), (0, []) without one.
 
-    Raises InputError where it is damaged, or the state of another run.
+    Raises InputError where it is corrupt, or the state of another run.
     """
     path, log = folder / "training.pt", folder / "log.jsonl"
     if not path.exists():
@@ -227,8 +227,8 @@ def load_state(folder, run, parts, device):
             raise InputError(f"{path} is missing, so this training cannot resume; start again with "
                              "another --out")
         return 0, []
-    with blaming(path, "is damaged, so that training cannot go on from it; start anew with another "
-                 "--out"):
+    with wrap_errors(path, "is corrupt, so this training cannot resume; start again with another "
+                     "--out"):
         with zipfile.ZipFile(path) as archive:  # PyTorch itself would not look at the checksums
             if wrong := archive.testzip():
                 raise ValueError(f"the checksum of {wrong} is wrong")

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from support.bases import NAMES, model_folder, read_adapter_config
 from support.commands import InputError
-from support.files import ASIDE, acquire, blaming, read_json, sha256, write_json
+from support.files import ASIDE, acquire, wrap_errors, read_json, sha256, write_json
 from support.processes import check_one_folder, rank
 from support.settings import Settings
 
@@ -29,15 +29,15 @@ def read_settings(folder):
     """
     path = Path(folder) / "run.json"
     values = read_json(path)
-    names = [one.name for one in fields(Settings)]
+    names = [field.name for field in fields(Settings)]
     if missing := [name for name in (*names, "lr") if values.get(name, ...) is ...]:
-        raise InputError(f"{path}: {missing[0]} is missing; it is damaged")
+        raise InputError(f"{path}: {missing[0]} is missing; it is corrupt")
     if values["mode"] == "finetune":
         values["prefix_hidden"] = None  # older runs have a width there, of which nothing was made
     try:
         Settings(**{name: values[name] for name in names}).check()
     except InputError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+        raise InputError(f"{path} is corrupt: {error}") from None
     for name, value in values.items():
         if name not in names and not (name.endswith("_sha256") and isinstance(value, str)):
             raise InputError(f"{path}: {name} is {str(value)[:60]!r}, which no run has; it is "
@@ -92,7 +92,7 @@ def check_parent(folder, names):
                          "--out for several runs")
 
 
-def check_folder(folder, now, resume):
+def check_folder(folder, new, resume):
     """Raises InputError where a folder holds anything that a run cannot go on with.
 
     now        the run's settings and, once they are known, the SHA-256 of what it is made from
@@ -102,17 +102,17 @@ def check_folder(folder, now, resume):
     if not resume:
         raise InputError(f"{folder} already holds a run; give another --out, or --resume to go on "
                          "with it")
-    check_same_run(f"{folder}/run.json", read_settings(folder), now)
+    check_same_run(f"{folder}/run.json", read_settings(folder), new)
 
 
-def check_same_run(where, before, now):
+def check_same_run(location, old, new):
     """Raises InputError where two runs differ in more than where their base and data lie.
 
     What these are, and not where, is what counts: their SHA-256.
     """
-    for name, value in now.items():
-        if name not in ("model", "data") and before.get(name) != value:
-            raise InputError(f"{where} was started with {name} {before.get(name)!r}, not "
+    for name, value in new.items():
+        if name not in ("model", "data") and old.get(name) != value:
+            raise InputError(f"{location} was started with {name} {old.get(name)!r}, not "
                              f"{value!r}; --resume needs the same")
 
 
@@ -194,16 +194,17 @@ def fingerprints(model, tokenizer):
 WRITTEN = ("outputs.txt", "references.txt", "tables.txt", "log.jsonl")  # scores.json has their sums
 
 
-def sums_of(folder):
+def hash_files(folder):
     """{name: SHA-256} of the files that scores.json tells of."""
     return {name: sha256(folder / name) for name in WRITTEN if (folder / name).exists()}
 
 
-def check_sum(folder, name, scores):
+def check_hash(folder, name, scores):
     """Raises InputError where a file is not the one that the scores, of scores.json, tell of."""
     path = Path(folder) / name
-    with blaming(Path(folder) / "scores.json", "is damaged; describe.py --data makes it anew"):
+    scores_path = Path(folder) / "scores.json"
+    with wrap_errors(scores_path, "is corrupt; describe.py --data writes it again"):
         known = scores["signature"].get("files", {}).get(name)
     if known and (not path.exists() or sha256(path) != known):
         raise InputError(f"{path} is not what {Path(folder) / 'scores.json'} was made with; "
-                         "describe.py --data makes both anew")
+                         "describe.py --data writes both again")

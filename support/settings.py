@@ -22,9 +22,9 @@ SMALL = 50_000_000  # parameters; a smaller base wants more:
 SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 1e-3, "direct": 0.1, "finetune": 1e-3}
 
 
-def setting(default=MISSING, **told):
+def setting(default=MISSING, **metadata):
     """A field with a default and what argparse is told of it; several: a run for each value."""
-    return field(default=default, metadata=told)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -119,17 +119,17 @@ def add_arguments(parser, defaults=None):
     for one in fields(Settings):
         if one.name not in defaults:
             continue
-        told, default = dict(one.metadata), defaults[one.name]
-        takes_several = told.pop("several", False)
+        metadata, default = dict(one.metadata), defaults[one.name]
+        takes_several = metadata.pop("several", False)
         if default is MISSING:
-            told["required"], default = True, None
+            metadata["required"], default = True, None
         elif default is not None:
-            told["help"] += f" (default: {default})"
-        if "choices" not in told:
-            told.setdefault("type", types_of(one)[0])
+            metadata["help"] += f" (default: {default})"
+        if "choices" not in metadata:
+            metadata.setdefault("type", types_of(one)[0])
         if takes_several:
-            told, default = told | {"nargs": "+"}, [default]
-        parser.add_argument(option_of(one.name), default=default, **told)
+            metadata, default = metadata | {"nargs": "+"}, [default]
+        parser.add_argument(option_of(one.name), default=default, **metadata)
 
 
 def settle(settings):

@@ -1,8 +1,8 @@
-"""The same numbers in less time: no work on padding, nor on logits that nobody wants, and products
-by the faster of PyTorch's own libraries.
+"""The same numbers in less time: no work on padding or on unused logits, and matrix products by the
+faster of PyTorch's own libraries.
 
-The lesson can be read without it. `GPT2.forward` is the idea, on a batch [B, T, n_embd]; what
-stands here is the same sum, made of the model's own parts, and a test holds the one to the other.
+You can read the lesson without this file. `GPT2.forward` is the idea, on a batch [B, T, n_embd].
+This file computes the same from the model's own parts, and a test compares the two.
 """
 
 import platform
@@ -24,31 +24,31 @@ def pad(rows, device="cpu"):
     """
     T = max(map(len, rows))
     padded = [[*row] + [0] * (T - len(row)) for row in rows]
-    places = [number * T + at for number, row in enumerate(rows) for at in range(len(row))]
-    return torch.tensor(padded, device=device), torch.tensor(places, device=device)
+    token_indices = [number * T + at for number, row in enumerate(rows) for at in range(len(row))]
+    return torch.tensor(padded, device=device), torch.tensor(token_indices, device=device)
 
 
-def wanted_logits(model, tokens, places, wanted, past=None, positions=None, mask=None,
-                  return_past=False):
-    """The logits [M, n_vocab] that some of a padded batch's tokens predict.
+def packed_logits(model, tokens, token_indices, output_indices, past=None, positions=None,
+                  mask=None, return_past=False):
+    """The logits [M, n_vocab] at some positions of a padded batch.
 
-    It is `model(tokens, past, positions, mask).flatten(0, 1)[wanted]`. But all layers except
-    attention work on single tokens, and here they do so on the N real ones, as one long row; only
-    for attention are these put into B rows of T. In E2E's random batches of 10, 28% of all cells
-    are padding. After the last attention only the M wanted tokens are worked on.
+    Equals `model(tokens, past, positions, mask).flatten(0, 1)[output_indices]`. All layers except
+    attention treat tokens one by one. Here they work on the N real tokens, packed into one row
+    without padding; only attention needs them in B rows of T. In random batches of 10 from E2E, 28%
+    of all cells are padding. After the last attention only the M output positions are computed.
 
-    places   int [N]: where in B * T the real tokens stand, in their order
-    wanted   int [M]: where in B * T the tokens stand whose logits are wanted; each is a real one
-    The other arguments, and what return_past adds, are those of `GPT2.forward`.
+    token_indices    int [N]: indices of the real tokens in B * T, in order
+    output_indices   int [M]: indices in B * T of the positions whose logits are needed, all real
+    The other arguments, and the effect of return_past, are those of `GPT2.forward`.
     """
     B, T = tokens.shape
 
     def pack(x):
-        return x.flatten(0, 1)[places]  # [B, T, n] -> [B * T, n] -> [N, n]
+        return x.flatten(0, 1)[token_indices]  # [B, T, n] -> [B * T, n] -> [N, n]
 
     def unpack(x):
         padded = x.new_zeros(B * T, x.shape[1])
-        padded[places] = x  # [N, n] -> [B * T, n]; index_copy would keep x for backward
+        padded[token_indices] = x  # [N, n] -> [B * T, n]; index_copy would keep x for backward
         return padded.unflatten(0, (B, T))  # -> [B, T, n]
 
     x = pack(model.embed(tokens, past, positions))  # [B, T] -> [N, n_embd]
@@ -59,18 +59,18 @@ def wanted_logits(model, tokens, places, wanted, past=None, positions=None, mask
         layer_past = None if past is None else past[layer]
         attended, present = block.attn.attend(unpack(q), unpack(k), unpack(v), layer_past, visible)
         x = x + block.attn.c_proj(pack(attended))
-        if layer == len(model.h) - 1:  # from here on no token looks at another
-            x = x[torch.searchsorted(places, wanted)]  # [N, n_embd] -> [M, n_embd]
+        if layer == len(model.h) - 1:  # no token attends to another after this
+            x = x[torch.searchsorted(token_indices, output_indices)]  # [N, n_embd] -> [M, n_embd]
         x = x + block.mlp(block.ln_2(x))
         presents.append(present)
     logits = F.linear(model.ln_f(x), model.wte.weight)  # -> [M, n_vocab]
     return (logits, presents) if return_past else logits
 
 
-class Growing:
-    """Keys (or values) of a past that grows token by token, for a past that needs no gradient.
+class KVCache:
+    """A preallocated cache of keys (or values) that grows token by token, without gradients.
 
-    It is a tensor with room at its end: a step copies what is new, and not all that was there.
+    The tensor has spare room at its end, so that a step copies only what is new.
     """
 
     ROOM = 64  # tokens
@@ -104,11 +104,11 @@ class Growing:
         self.data = self.data[: len(rows)]
 
 
-def rows_that_stay(is_over):
+def compact_rows(is_over):
     """The rows of a batch that go on, in an order in which few move: the last ones take the places
     of those that are over.
 
-    >>> rows_that_stay([False, True, False, False])
+    >>> compact_rows([False, True, False, False])
     [0, 3, 2]
     """
     going_on = [row for row, over in enumerate(is_over) if not over]

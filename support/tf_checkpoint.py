@@ -16,7 +16,7 @@ import crc32c
 import torch
 
 from support.commands import InputError
-from support.files import blaming
+from support.files import wrap_errors
 
 MAGIC = bytes.fromhex("57fb808b247547db")  # the last eight bytes of every table
 
@@ -29,7 +29,7 @@ def read_tf_checkpoint(checkpoint):
     CRC32C.
     """
     index_path, data_path = Path(f"{checkpoint}.index"), Path(f"{checkpoint}.data-00000-of-00001")
-    with blaming(index_path):
+    with wrap_errors(index_path):
         data_size = data_path.stat().st_size
         for name, entry in read_entries(index_path.read_bytes()):
             # fields of an entry: 1 dtype, 2 shape, 4 offset, 6 CRC32C
@@ -38,14 +38,14 @@ def read_tf_checkpoint(checkpoint):
             shape, offset = read_shape(entry), entry.get(4, [0])[0]
             size = 4 * math.prod(shape)
             if offset + size > data_size:
-                raise InputError(f"{data_path} is too short: {name} is cut off; fetch it again")
+                raise InputError(f"{data_path} is too short: {name} is cut off; download it again")
             tensor = torch.empty(shape, dtype=torch.float32, device="cpu")
             buffer = memoryview(tensor.view(-1).numpy()).cast("B")
             with open(data_path, "rb") as data:
                 data.seek(offset)
                 data.readinto(buffer)
             if mask_crc(crc32c.crc32c(buffer)) != entry[6][0]:
-                raise InputError(f"{data_path} is damaged: the checksum of {name} is wrong; fetch "
+                raise InputError(f"{data_path} is corrupt: the checksum of {name} is wrong; fetch "
                                  "it again")
             yield name, tensor
 

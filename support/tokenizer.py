@@ -6,7 +6,7 @@ import re
 import tiktoken
 
 from support.commands import InputError
-from support.files import blaming, existing_file, read_json
+from support.files import wrap_errors, existing_file, read_json
 
 # Text is first cut into words, each with the blank before it; only inside them are bytes merged
 # (OpenAI's encoder.py).
@@ -26,12 +26,12 @@ class Tokenizer(tiktoken.Encoding):
 
     tiktoken merges the pair whose product has the lowest id; that is byte-level BPE where the ids
     follow the order of the merges, which is checked. `decode(ids)` -> text, `eot_token` is
-    <|endoftext|>. Raises InputError where a file is damaged, or not of a tokenizer such as GPT-2's.
+    <|endoftext|>. Raises InputError where a file is corrupt, or not of a tokenizer such as GPT-2's.
     """
 
     def __init__(self, folder):
         path, *others = vocabulary_files(folder)
-        with blaming(path, "and the files beside it hold no byte-level BPE such as GPT-2's"):
+        with wrap_errors(path, "and the files beside it hold no byte-level BPE such as GPT-2's"):
             ids, merges, added = read_tables(path, others)
             self.added = added_tokens(ids, added)
             super().__init__(str(path), pat_str=WORDS, mergeable_ranks=rank_tokens(ids, merges),

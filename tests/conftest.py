@@ -30,7 +30,7 @@ import prefix as prefix_module
 import train
 from experiments.bench.twins import hugging_face_twin, peft_twin  # noqa: F401
 from support.commands import run_command
-from support.speed import wanted_logits
+from support.speed import packed_logits
 
 
 def shared_folder():
@@ -218,7 +218,7 @@ def pad_right(prompts):
 def both_logits(model, tokens, mask, past=None):
     """The logits of a padded batch's real tokens: by the plain forward, and by the fast one."""
     places = mask.flatten().nonzero()[:, 0]
-    return model(tokens, past)[mask], wanted_logits(model, tokens, places, places, past)
+    return model(tokens, past)[mask], packed_logits(model, tokens, places, places, past)
 
 
 def hugging_face_cache(past, batch):

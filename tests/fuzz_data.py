@@ -92,7 +92,7 @@ def read(name, content, expected=None):
             places = read_examples(Path(folder), "test")
         except InputError as error:
             assert "\n" not in str(error) and len(str(error)) < 2000, error
-            assert re.search(r", line [1-9]|is empty|damaged", str(error)), error
+            assert re.search(r", line [1-9]|is empty|is corrupt", str(error)), error
             assert expected is None, f"refused a good file: {error}"
             return None
         examples = read_split(Path(folder), "test")

@@ -22,7 +22,7 @@ from support import speed
 from support.commands import InputError
 from support.devices import autocast
 from support.drawing import draw_tree
-from support.speed import Growing, rows_that_stay
+from support.speed import KVCache, compact_rows
 
 MAX_NEW = 12
 BANNED = (3, 17, 29, 41)
@@ -126,12 +126,12 @@ def test_under_autocast_keys_and_values_after_a_float32_prefix_are_bfloat16_with
         monkeypatch):
     grown = []
 
-    class Watched(Growing):
+    class Watched(KVCache):
         def __init__(self, tensor):
             super().__init__(tensor)
             grown.append(self)
 
-    monkeypatch.setattr(beam, "Growing", Watched)
+    monkeypatch.setattr(beam, "KVCache", Watched)
     model = model_that_ends(8, -50, dtype=torch.float32)  # none ends
     prompts, past = random_ragged_prompts(8, 4), random_past(model.config, 3, 1, 8, torch.float32)
     with autocast(torch.device("cpu"), "bfloat16"):
@@ -193,7 +193,7 @@ def test_of_the_rows_that_stay_only_those_beyond_the_new_end_move():
     draw = random.Random(0)
     for _ in range(200):
         is_over = [draw.choice([True, False]) for _ in range(draw.randint(0, 9))]
-        rows = rows_that_stay(is_over)
+        rows = compact_rows(is_over)
         assert sorted(rows) == [row for row, over in enumerate(is_over) if not over]
         assert all(row == place for place, row in enumerate(rows) if row < len(rows))
 
@@ -285,7 +285,7 @@ def test_the_command_shows_the_tree_of_the_search_with_and_without_a_prefix(tmp_
         shown.append(done.stdout)
         prompt = encode_table(tokenizer, TABLE)
         ((best, *_),) = beam_search(model, [prompt], past, num_beams=3, max_new_tokens=12,
-                                    banned=beam.banned_tokens(model, tokenizer))
+                                    banned=beam.find_banned_tokens(model, tokenizer))
         (line,) = [line for line in shown[-1].splitlines() if line.endswith("<- the best")]
         assert f"ends, score {best.score:.3f}   <- the best" in line
         text = re.sub(r" *ends, score.*", "", line[8:]).strip()
@@ -311,4 +311,4 @@ def test_a_prefix_for_another_shape_of_model_is_refused(tmp_path, name, change):
 
 def test_line_breaks_that_are_single_tokens_are_banned_one_and_two(shared):
     model = SimpleNamespace(config=SimpleNamespace(n_vocab=50257))
-    assert beam.banned_tokens(model, load_tokenizer(shared / "gpt2-bpe")) == [198, 628]
+    assert beam.find_banned_tokens(model, load_tokenizer(shared / "gpt2-bpe")) == [198, 628]

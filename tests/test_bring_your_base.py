@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 import beam
 import describe
 import gpt2
-from beam import banned_tokens, beam_search
+from beam import find_banned_tokens, beam_search
 from describe import load_run, read_source
 from gpt2 import GPT2Config, generate, load_both, load_model, load_tokenizer, save_model
 from prefix import Prefix, load_prefix, save_prefix
@@ -148,7 +148,7 @@ def test_ids_without_a_text_are_never_written_and_added_tokens_may_be(base, tmp_
     assert next(generate(model, prompts[0], 1)) >= known
     assert all(token < known for token in generate(model, prompts[0], 9, banned=banned))
     found = beam_search(model, prompts, num_beams=3, max_new_tokens=5,
-                        banned=banned_tokens(model, tokenizer))
+                        banned=find_banned_tokens(model, tokenizer))
     assert all(token < known for beams in found for beam in beams for token in beam.tokens)
 
 

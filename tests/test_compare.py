@@ -72,7 +72,7 @@ def test_a_run_on_a_system_that_does_not_tell_its_memory_is_compared_like_any_ot
                             ('{"loss": 1.0}', "a line says of no step"), ("", "it holds no loss"),
                             ('{"step": 2, "validation_loss": 2.5}', "it holds no loss")):
         (folder / "log.jsonl").write_text(damaged + "\n" * bool(damaged))
-        assert f"log.jsonl is damaged; leave this run out ({reason})" in run_here(
+        assert f"log.jsonl is corrupt; leave this run out ({reason})" in run_here(
             compare.main, folder).error
 
 
@@ -242,7 +242,7 @@ def test_of_each_runs_losses_those_of_training_are_a_line_and_those_of_validatio
 
 def test_a_size_that_is_no_number_is_told_and_one_of_0_is_shown(tmp_path):
     folders = [write_run(tmp_path / name, 0.5) for name in "ab"]
-    for value, message in (("many", "scores.json is damaged"), (0, None)):
+    for value, message in (("many", "scores.json is corrupt"), (0, None)):
         change_scores(folders[0], costs={"trained": value, "seconds_per_step": value})
         error = run_here(compare.main, *folders, "--out", tmp_path).error
         assert message in error if message else error is None

@@ -127,7 +127,7 @@ def test_what_the_tutorial_says_of_the_scores_is_what_they_make_of_broken_senten
     table, _, _ = output.getvalue().rpartition("\n0.94")
     assert f"```text\n{table}\n```" in text
     for edit, claim in (("another food", "an untrue value, costs {} to {}%"),
-                        ("synonyms", "synonyms, which change nothing, {} to {}%")):
+                        ("synonyms", "synonyms, which change nothing, cost {} to {}%")):
         costs = [round(100 - 100 * share) for share in names["kept"][edit].values()]
         assert claim.format(min(costs), max(costs)) in " ".join(text.split())
 

@@ -13,7 +13,7 @@ from e2e_data import (encode_example, encode_table, group_by_table, linearize, m
                       read_split, shuffled_batches)
 from gpt2 import load_tokenizer
 from support.commands import InputError
-from support.reading import SRC1_NAMES, ZIP_NAME, find_data, is_known
+from support.reading import SRC1_NAMES, ZIP_NAME, find_data, is_published
 
 SIZES = {"train": (42061, 4862), "valid": (4672, 547), "test": (4693, 630)}
 
@@ -41,10 +41,10 @@ def test_official_tables_linearise_to_the_papers_files_line_by_line(shared, tmp_
 
 def test_known_files_are_told_from_altered_ones(shared, tmp_path):
     for name in (*SRC1_NAMES.values(), ZIP_NAME):
-        assert is_known(shared / "e2e" / name)
+        assert is_published(shared / "e2e" / name)
     content = (shared / "e2e" / "src1_test.txt").read_bytes()
     (tmp_path / "src1_test.txt").write_bytes(content.replace(b"Blue Spice", b"Blue spice", 1))
-    assert not is_known(tmp_path / "src1_test.txt")
+    assert not is_published(tmp_path / "src1_test.txt")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("xyz")), max_size=20))
@@ -88,7 +88,7 @@ def test_a_broken_meaning_representation_is_refused(broken):
      "line 3: `key.value.*`"),
     ("testset_w_refs.csv", "mr,ref\nname[a]\n", "line 2: a table and a sentence were expected"),
     ("testset_w_refs.csv", "mr,ref\n", "is empty"),
-    (ZIP_NAME, "no zip", "is damaged"),
+    (ZIP_NAME, "no zip", "is corrupt"),
     ("notes.txt", "", "has no test data"),
 ])
 def test_errors_in_data_files_name_file_and_line(tmp_path, name, content, message):
@@ -115,7 +115,7 @@ def test_an_example_is_table_end_sentence_end_and_loss_is_on_sentence_and_last_e
     assert tokenizer.decode(batch.targets.tolist()) == f" {sentence.strip()}{end}"
     # The prompt's last token asks for the sentence's first.
     first = len(encode_table(tokenizer, table)) - 1
-    assert batch.wanted.tolist() == list(range(first, first + len(batch.targets)))
+    assert batch.loss_indices.tolist() == list(range(first, first + len(batch.targets)))
 
 
 TOKENS = st.lists(st.integers(1, 9), min_size=1)
@@ -124,14 +124,14 @@ TOKENS = st.lists(st.integers(1, 9), min_size=1)
 @given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1))
 def test_a_batch_holds_every_example_and_every_target_is_the_next_token(encoded):
     batch = make_batch(encoded)
-    T, pairs = batch.tokens.shape[1], list(zip(batch.wanted.tolist(), batch.targets.tolist()))
+    T, pairs = batch.tokens.shape[1], list(zip(batch.loss_indices.tolist(), batch.targets.tolist()))
     expected = []
     for row, (prompt, answer) in enumerate(encoded):
         example = prompt + answer
         assert batch.tokens[row, : len(example) - 1].tolist() == example[:-1]
         expected += [(row * T + at - 1, example[at]) for at in range(len(prompt), len(example))]
     assert pairs == expected  # each stands at the token before it, and none is left out
-    assert batch.tokens.flatten()[batch.places].tolist() == [
+    assert batch.tokens.flatten()[batch.token_indices].tolist() == [
         token for prompt, answer in encoded for token in (prompt + answer)[:-1]]
 
 

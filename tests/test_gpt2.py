@@ -15,7 +15,7 @@ import gpt2
 from gpt2 import GPT2, GPT2Config, generate
 from support.bases import PUBLISHED
 from support.commands import InputError
-from support.speed import Growing, pad, rows_that_stay, wanted_logits
+from support.speed import KVCache, pad, compact_rows, packed_logits
 
 SEEDS = range(6)
 
@@ -107,7 +107,7 @@ def test_the_last_position_can_be_used_and_none_beyond_it():
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 10**6),
        P=st.sampled_from([None, 1, 4]), past_rows=st.booleans(),
        masked=st.sampled_from([None, "keys", "pairs"]), moved=st.booleans())
-def test_wanted_logits_are_those_of_the_plain_forward_and_so_are_gradients_and_the_past(
+def test_packed_logits_are_those_of_the_plain_forward_and_so_are_gradients_and_the_past(
         lengths, P, past_rows, masked, moved, seed):
     """Gradients of parameters and of the past. And no work is done on padding, nor, after the last
     attention, on what is not wanted."""
@@ -128,7 +128,7 @@ def test_wanted_logits_are_those_of_the_plain_forward_and_so_are_gradients_and_t
         mask[..., P] = True  # or a token might see nothing at all
     truth, true_past = model(tokens, past, positions, mask, return_past=True)
     seen = rows_seen(model)
-    ours, our_past = wanted_logits(model, tokens, places, wanted, past, positions, mask,
+    ours, our_past = packed_logits(model, tokens, places, wanted, past, positions, mask,
                                    return_past=True)
     last = {"ln_f", *(f"h.{config.n_layer - 1}.{name}"
                       for name in ("ln_2", "mlp", "mlp.c_fc", "mlp.c_proj"))}
@@ -152,13 +152,13 @@ def test_a_growing_past_is_a_concatenated_one_also_when_rows_leave(seed, monkeyp
     model, _, draw = model_and_twin(seed)
     tokens = torch.tensor(random_prompts(seed, model.config.n_vocab, [24] * 5))
     _, past = model(tokens[:, :4], return_past=True)
-    growing = [(Growing(key), Growing(value)) for key, value in past]
-    monkeypatch.setattr(Growing, "ROOM", 3)  # so that it grows several times
+    growing = [(KVCache(key), KVCache(value)) for key, value in past]
+    monkeypatch.setattr(KVCache, "ROOM", 3)  # so that it grows several times
     at = 4
     for n_tokens in (1, 2, 7, 1, 5):
         n_rows = len(tokens)
         staying = draw.sample(range(n_rows), draw.randint(max(1, n_rows - 2), n_rows))
-        rows = rows_that_stay([row not in staying for row in range(n_rows)])
+        rows = compact_rows([row not in staying for row in range(n_rows)])
         tokens, past = tokens[rows], [(key[rows], value[rows]) for key, value in past]
         for layer in growing:
             for tensor in layer:

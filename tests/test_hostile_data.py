@@ -242,7 +242,7 @@ def test_a_zip_that_inflates_beyond_reason_is_refused_in_little_memory(kind):
     assert len(BOMBS[kind]) < 100_000
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match=f"{ZIP_NAME} is damaged"):
+        with pytest.raises(InputError, match=f"{ZIP_NAME} is corrupt"):
             read_test(ZIP_NAME, BOMBS[kind])
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
     finally:

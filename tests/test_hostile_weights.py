@@ -258,7 +258,7 @@ def test_a_flipped_bit_of_the_numbers_is_noticed(folders, form, message):
         damaged = bytearray(content)
         damaged[-at] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=f"{re.escape(path.name)} is damaged.*{message}"):
+        with pytest.raises(InputError, match=f"{re.escape(path.name)} is corrupt.*{message}"):
             load(folders[form])
 
 

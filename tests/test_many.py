@@ -250,7 +250,7 @@ def test_banned_tokens_are_not_drawn(monkeypatch):
     allowed = [run.tokenizer.encode_ordinary(text)[0] for text in (" pub", " is")]
     words = {run.tokenizer.decode([token]).strip() for token in allowed}
     others = set(range(run.model.config.n_vocab)) - set(allowed)
-    monkeypatch.setattr(describe, "banned_tokens", lambda *_: sorted(others))
+    monkeypatch.setattr(describe, "find_banned_tokens", lambda *_: sorted(others))
     for sentence in draw_sentences(run, TABLES, 5.0, 0, 10):
         assert sentence and set(sentence.split()) <= words
 

@@ -118,7 +118,7 @@ def test_variables_that_torchrun_did_not_set_change_nothing(monkeypatch, variabl
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     processes.join(torch.device("cpu"))
-    assert (processes.rank(), processes.world_size(), processes.launched()) == (0, 1, 1)
+    assert (processes.rank(), processes.world_size(), processes.count_processes()) == (0, 1, 1)
 
 
 @pytest.mark.parametrize("name, value, message", [
@@ -141,7 +141,7 @@ def test_variables_that_cannot_be_are_named(monkeypatch, name, value, message):
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     chosen = []
-    monkeypatch.setattr(processes, "launched", lambda: 2)
+    monkeypatch.setattr(processes, "count_processes", lambda: 2)
     monkeypatch.setattr(processes.distributed, "init_process_group", lambda backend: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -156,5 +156,5 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 
 
 def test_describe_is_one_process(monkeypatch):
-    monkeypatch.setattr(describe, "launched", lambda: 2)
+    monkeypatch.setattr(describe, "count_processes", lambda: 2)
     assert "start it without torchrun" in run_here(describe.main, "tiny", "name : A").error

@@ -118,7 +118,7 @@ def test_what_they_say_of_bases_was_measured():
     kept_1, kept_2, kept_3 = (f"{100 * prefixes[0]['kept'] / tuned[0]['kept']:.1f}"
                               for prefixes, tuned in bases)
     assert_said("RESULTS.md", f"from {gap_1:.3f} to {gap_3:.3f}: fine-tuning gains "
-                f"{tuned_gains:.3f} by the larger base, a prefix {prefix_gains:.3f}. In BLEU",
+                f"{tuned_gains:.3f} from the larger base, a prefix {prefix_gains:.3f}. In BLEU",
                 f"it has {kept_1}, {kept_2} and {kept_3}%")
     assert_said("TUTORIAL.md", f"{gap_1:.2f}, {gap_2:.2f} and {gap_3:.2f} after",
                 f"{share_1}, {share_2} and {share_3}% of fine-tuning's BLEU",
@@ -347,7 +347,7 @@ def test_damaged_results_are_told_and_no_document_is_written(part, old, new, res
     path.write_text(re.sub(old, new, path.read_text("utf-8")), encoding="utf-8")
     text = (results / "README.md").write_text("<!-- results: scores -->\n<!-- end -->")
     done = run_here(show.main, part)
-    assert f"{part}.json" in done.error and "writes it anew" in done.error
+    assert f"{part}.json" in done.error and "writes it again" in done.error
     assert (results / "README.md").stat().st_size == text
 
 

@@ -25,7 +25,7 @@ from gpt2 import GPT2Config, load_both, save_model
 from support import files as common
 from support import record
 from support.commands import InputError, escape_controls
-from support.downloads import alone
+from support.downloads import lock_folder
 from support.files import read_json, write_aside, write_json, write_text
 from support.record import Record
 from support.run_folder import claim, fingerprints
@@ -253,10 +253,10 @@ def test_a_damaged_training_state_or_one_of_another_run_is_told(command, monkeyp
     sound, state = path.read_bytes(), torch.load(path, weights_only=True)
     for damaged in (sound[:-1], bytes([*sound[:9999], sound[9999] ^ 4, *sound[10000:]])):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match="training.pt is damaged"):
+        with pytest.raises(InputError, match="training.pt is corrupt"):
             command("--resume")
     for change, message in (
-            ({"trained": {}}, "is damaged"),
+            ({"trained": {}}, "is corrupt"),
             ({"run": state["run"] | {"seed": 5}}, "was started with seed 5, not 0")):
         torch.save(state | change, path)
         with pytest.raises(InputError, match=f"training.pt {message}"):
@@ -282,7 +282,7 @@ def test_a_disk_without_locks_is_said_and_is_not_another_process(
     monkeypatch.setattr("filelock.FileLock.acquire", acquire)
     with claim(tmp_path):
         assert f"the disk of {tmp_path} has no locks" in capsys.readouterr().err
-    with alone(tmp_path / "file"):
+    with lock_folder(tmp_path / "file"):
         assert f"the disk of {tmp_path} has no locks" in capsys.readouterr().err
 
 
@@ -371,7 +371,7 @@ def test_a_full_disk_is_told_whatever_is_written_and_leaves_nothing(base, tmp_pa
     RuntimeError("MPS backend out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")])
 def test_memory_that_is_full_is_one_sentence_on_any_device(error):
     def train_on_it():
-        with common.blaming("a file"), common.blaming_disk("another"):
+        with common.wrap_errors("a file"), common.wrap_disk_errors("another"):
             raise error
 
     assert "out of memory; a smaller --batch-size" in run_here(train_on_it).error

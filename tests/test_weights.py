@@ -183,7 +183,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(twin, tmp_path
     save_bin(tmp_path, tensors, _use_new_zipfile_serialization=form == "bin")
     if form == "bare pickle":
         (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(RunsCode(trace)))
-    message = "pytorch_model.bin is damaged, or holds more than tensors"
+    message = "pytorch_model.bin is corrupt, or holds more than tensors"
     with pytest.raises(InputError, match=message):
         load_model(tmp_path)
     assert not trace.exists()

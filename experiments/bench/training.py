@@ -59,9 +59,9 @@ class Theirs:
         starts = torch.tensor([[len(prompt)] for prompt, _ in batch], device=device)  # [B, 1]
         ends = torch.tensor([[len(row)] for row in rows], device=device)
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)  # [B, T]
-        places = torch.arange(tokens.shape[1], device=device)
-        mask = places < ends  # [B, T]
-        labels = tokens.masked_fill((places < starts) | ~mask, -100)
+        positions = torch.arange(tokens.shape[1], device=device)
+        mask = positions < ends  # [B, T]
+        labels = tokens.masked_fill((positions < starts) | ~mask, -100)
         loss = self.model(input_ids=tokens, attention_mask=mask.long(), labels=labels).loss
         self.optimizer.zero_grad()
         loss.backward()
