@@ -108,7 +108,8 @@ def test_processes_that_do_not_see_one_folder_are_told_at_the_start(small_data, 
     done = joined(tmp_path, 2, "-c", BLIND, *QUICK, "--data", small_data, "--out",
                   tmp_path / "run")
     assert all("do not see one and the same folder" in one.stderr for one in done)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", ".lock"}
+    # Old releases of filelock remove their file.
+    assert {path.name for path in (tmp_path / "run").iterdir()} - {".lock"} == {"run.json"}
 
 
 @pytest.mark.parametrize("variables", [

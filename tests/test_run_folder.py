@@ -236,8 +236,8 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_state(
         patch.setattr(train, "train_step", broken)
         with pytest.raises(InputError, match="at step 2, at a learning rate of about .* no finite"):
             command("--epochs", "3")
-    names = contents(tmp_path / "run").keys()
-    assert names == {"run.json", "log.jsonl", "training.pt", ".lock", "adapter_config.json",
+    names = contents(tmp_path / "run").keys() - {".lock"}  # which old releases of filelock remove
+    assert names == {"run.json", "log.jsonl", "training.pt", "adapter_config.json",
                      "adapter_model.safetensors"} and len(steps) == 2  # those of epoch 1
     for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda text: pytest.fail(text))
