@@ -75,8 +75,8 @@ def beam_search(model, prompts, past=None, num_beams=5, max_new_tokens=100, leng
                   where there are many a bar on stderr shows how many are done
     past          for each layer (key, value), each [B, n_head, P, head_dim]: one before every
                   prompt (B = 1), or a row for each prompt, in the prompts' order
-    past_lengths  for each prompt how much of its past is real, at its end: what stands in front
-                  is padding, as of `stack_pasts`; by default all of it, P
+    past_lengths  for each prompt the length of its real past, after padding in front, as
+                  `stack_pasts` gives them; by default P
     banned        tokens that are never written
     returns       for each prompt, num_beams times Hypothesis(tokens, score), best first
     Raises InputError where a prompt is empty or too long, the pasts are not as many, or the
@@ -127,7 +127,8 @@ def check_search(model, prompts, past_lengths, num_beams, max_new_tokens, length
 @torch.no_grad()
 def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_new_tokens,
                  length_penalty, banned, on_finish=lambda number: None):
-    """Runs `searches` to their ends, one for each of `prompts`; `ended` is told how many end.
+    """Runs `searches` to their ends, one for each of `prompts`; calls `on_finish` with the number
+    that end.
 
     The beams of a search are so many queries against the keys and values of one row: those of the
     prefix and of its prompt, computed once and shared, and after them those of all that its beams
@@ -138,7 +139,7 @@ def search_batch(model, prompts, past, past_lengths, searches, num_beams, max_ne
     past_lengths = torch.tensor(past_lengths, device=device)[:, None]  # [B, 1]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]  # [B, 1]
     tokens, token_indices = pad(prompts, device)  # [B, T], [N]
-    # A past is padded in front, a prompt at its end: what is real stands side by side.
+    # A past is padded in front, a prompt at its end, so the real positions are contiguous.
     T = tokens.shape[1]
     at = torch.arange(-P, T, device=device)  # [P + T]; prompts begin at 0
     mask = ((at >= -past_lengths) & (at < lengths))[:, None]  # [B, beams, P + T]

@@ -61,7 +61,7 @@ def read_run(folder):
     folder = Path(folder)
     if not (folder / "scores.json").exists():
         raise InputError(f"{folder} holds no scores (scores.json is missing): there is no run, or "
-                         "it had no test set, or has not ended; train.py --resume goes on with it, "
+                         "it had no test set, or has not ended; train.py --resume continues it, "
                          "and describe.py --data --out scores it as it is")
     scores = read_json(folder / "scores.json")
     with wrap_errors(folder / "scores.json", "is corrupt; describe.py --data writes it again"):
@@ -179,20 +179,21 @@ def read_sentences(folder):
 
 def format_sentences(folders, n):
     """What each run and a person say of `n` of the test tables, spread over them."""
-    said = {str(folder): read_sentences(folder) for folder in folders}
+    sentences_of = {str(folder): read_sentences(folder) for folder in folders}
     first = Path(folders[0])
-    tables = list(said[str(first)])
-    for name, sentences in said.items():
+    tables = list(sentences_of[str(first)])
+    for name, sentences in sentences_of.items():
         if list(sentences) != tables:
             raise InputError(f"{name} describes other tables than {first}; leave one out")
     with wrap_errors(first / "references.txt", "is corrupt; describe.py --data writes it again"):
         check_hash(first, "references.txt", read_json(first / "scores.json"))
         groups = (first / "references.txt").read_text("utf-8").split("\n\n")
         persons = [group.partition("\n")[0] for group in groups]
-        said["a person"] = dict(zip(tables, persons, strict=True))
-    width, blocks, n = max(map(len, ["table", *said])), [], min(n, len(tables))
+        sentences_of["a person"] = dict(zip(tables, persons, strict=True))
+    width, blocks, n = max(map(len, ["table", *sentences_of])), [], min(n, len(tables))
     for table in (tables[number * len(tables) // n] for number in range(n)):
-        lines = {"table": table} | {name: says[table] for name, says in said.items()}
+        lines = {"table": table}
+        lines |= {name: sentences[table] for name, sentences in sentences_of.items()}
         blocks.append("\n".join(f"{name:<{width}}  {text}" for name, text in lines.items()))
     return "\n\n".join(blocks)
 

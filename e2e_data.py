@@ -104,7 +104,7 @@ def join_slots(slots):
     for slot in slots:
         key, value = map(single_blanks, slot)
         if "|" in tokenise_value(f"{key} {value}").split():  # E2E's form would be cut there
-            raise InputError("a | that stands alone divides slots, and cannot be in one: "
+            raise InputError("a | with blanks around it divides slots, and cannot be in one: "
                              f"{key[:60]!r}, {value[:200]!r}")
         texts.append(f"{key} : {value}")
     return " | ".join(texts)

@@ -215,7 +215,7 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, generator=None, ban
     """Continues `tokens` (a list): yields one new token after another, until <|endoftext|>.
 
     temperature 0 takes the likeliest token each time, 1 draws from the model's own distribution.
-    banned tokens are never written. A past, as in `GPT2.forward`, stands before `tokens`. Raises
+    banned tokens are never written. A past, as in `GPT2.forward`, precedes `tokens`. Raises
     InputError at other temperatures than 0 and 0.01 to 100.
     """
     if temperature != 0 and not 0.01 <= temperature <= 100:

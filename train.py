@@ -89,7 +89,7 @@ def train(settings, model, prefix, encoded, validation, record):
     """The training loop, for `prefix` or, where that is None, for the model.
 
     encoded, validation   examples as `encode_example` gives them
-    record                a Record, which goes on where it was stopped; its log is returned
+    record                a Record, which continues where it was stopped; its log is returned
     """
     trained = model if prefix is None else prefix
     # Gradients flow through frozen weights to the prefix. But none is computed for these weights,
@@ -147,7 +147,7 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
     """A run: trains, saves, describes the test tables with what was saved, and scores them.
 
     settings   Settings; those that are None follow from the others (`settle`)
-    folder     where everything is written; with resume, a run that was stopped there goes on
+    folder     where everything is written; with resume, a run that was stopped there continues
     Returns the five scores, None without a test set or where the run is finished already. Raises
     InputError before any work where it cannot be done.
     """
@@ -244,7 +244,7 @@ def main():
         return any((folder / "run.json").exists() for folder in runs)
 
     if args.resume and not is_begun():
-        raise InputError(f"{out} holds no run to go on with")
+        raise InputError(f"{out} holds no run to resume")
     if len(runs) > 1:
         check_parent(out, FIGURES)
     for folder, settings in runs.items():  # a mistake in the last one shows at once
@@ -260,7 +260,7 @@ def main():
                 compare_runs(runs, out)
     except KeyboardInterrupt:
         again = command_line(sys.argv + ["--resume"] * (is_begun() and not args.resume))
-        raise KeyboardInterrupt(f"; go on with: python {again}") from None
+        raise KeyboardInterrupt(f"; continue with: python {again}") from None
 
 
 if __name__ == "__main__":

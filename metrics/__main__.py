@@ -14,8 +14,8 @@ from support.commands import InputError, run_command  # noqa: E402
 DESCRIPTION = """\
 Score outputs against references as the E2E NLG challenge does, without its Perl and Java.
 
-The table shows BLEU, METEOR and ROUGE-L times 100; a dash stands for a score that was not computed.
-Below it stands what was computed: scores are comparable only where this is the same, the SHA-256 of
+The table shows BLEU, METEOR and ROUGE-L times 100; a dash is a score that was not computed.
+The line below says what was computed: scores are comparable only where this is the same, the SHA-256 of
 the references included.
 """
 

@@ -1,4 +1,4 @@
-"""What the lesson stands on: formats, folders, downloads, speed. A learner may skip it."""
+"""What the lesson is built on: formats, folders, downloads, speed. A learner may skip it."""
 
 import sys
 

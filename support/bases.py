@@ -19,7 +19,7 @@ PUBLISHED = {
     "gpt2-large": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1280, "n_head": 20, "n_layer": 36},
     "gpt2-xl": {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48},
 }
-NAMES = ("tiny", *PUBLISHED)  # what may be given in place of a folder
+NAMES = ("tiny", *PUBLISHED)  # what may be given instead of a folder
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 OPENAI_FOLDERS = {  # and the bytes of their weights: a float32 for each parameter
     "gpt2": ("124M", 497_759_232),
@@ -70,7 +70,7 @@ def check_sizes(sizes, location=""):
 
 
 def count_weights(sizes):
-    """How many numbers the matrices of a GPT-2 hold, but for norms and biases."""
+    """How many numbers the matrices of a GPT-2 hold, without norms and biases."""
     rows = sizes["n_vocab"] + sizes["n_ctx"] + 12 * sizes["n_layer"] * sizes["n_embd"]
     return rows * sizes["n_embd"]
 

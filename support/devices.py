@@ -22,8 +22,8 @@ class Unset(TorchFunctionMode):
 
 @contextmanager
 def default_tensors():
-    """A context in which tensors are float32 and on the CPU unless told, whatever somebody, as in a
-    notebook, has set as PyTorch's defaults."""
+    """A context in which new tensors are float32 and on the CPU by default, even if other defaults
+    were set in PyTorch, as in a notebook."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -65,7 +65,7 @@ def autocast(device, dtype):
 
 
 def reset_peak_memory(device):
-    """From here on `peak_memory` counts anew, so that of several runs each has its own."""
+    """Resets `peak_memory`, so that each of several runs has its own."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif (path := Path("/proc/self/clear_refs")).exists():

@@ -1,4 +1,4 @@
-"""Downloads over networks that may fail at any byte; what came lies in FILE.part, to go on with."""
+"""Downloads over networks that may fail at any byte; FILE.part keeps what has arrived."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ class Failure(Exception):
 
 
 def download(url, path, expected_sha256=None, expected_size=None):
-    """Fetches `url` into `path`, unless it is there; goes on where another call was stopped.
+    """Downloads `url` to `path`, unless it is there; continues where another call was stopped.
 
     `path` appears only when the file is whole and, where its hash or size is known, right. Of
     several processes one fetches it, and the others wait. Raises InputError otherwise.

@@ -109,7 +109,7 @@ def draw_tree(search, tokenizer):
     """
     finished = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in search.finished}
     best, children, lines = max(finished, key=finished.get), {(): []}, []
-    for beam in sorted(search.seen):  # a beam, tokens, stands before those that grew out of it
+    for beam in sorted(search.seen):  # a beam comes before those that continue it
         children[beam] = []
         children[beam[:-1]].append(beam)
 

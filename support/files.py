@@ -22,7 +22,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a
 
 
 def acquire(lock, timeout=0):
-    """Acquires a FileLock; where its disk has no locks, says so and goes on. Raises filelock's
+    """Acquires a FileLock; if its disk has no locks, says so and continues. Raises filelock's
     Timeout where another process has it for longer."""
     try:
         lock.acquire(timeout=timeout)
@@ -135,7 +135,7 @@ def refuse_constant(name):
 
 
 def existing_file(path):
-    """The path of a file that is there. Raises InputError where it only stands for another."""
+    """The path of an existing file. Raises InputError for a Git LFS pointer."""
     if not path.exists():
         raise InputError(f"{path} is missing")
     with open(path, "rb") as file:
@@ -145,9 +145,9 @@ def existing_file(path):
 
 
 def refuse_file(folder):
-    """The path of a folder. Raises InputError where a file lies there."""
+    """The path of a folder. Raises InputError if it is a file."""
     if folder.is_file():
-        raise InputError(f"{folder} is a file: give the folder that it lies in")
+        raise InputError(f"{folder} is a file: give the folder that contains it")
     return folder
 
 

@@ -3,7 +3,7 @@
 Li & Liang (2021) trained on src1_train.txt, src1_valid.txt and src1_test.txt (`table||sentence` a
 line); the official release is trainset.csv, devset.csv, testset_w_refs.csv, or the zip that holds
 them; your own are train, valid and test, .jsonl or .csv, with the keys or columns mr and ref, or
-table and text. A table with several sentences stands there several times.
+table and text. A table is repeated for each of its sentences.
 """
 
 import csv
@@ -48,7 +48,7 @@ def find_data(source):
 
 
 def split_path(folder, split):
-    """Where a split's file lies or, if the folder lacks it, would lie. Raises InputError.
+    """The path of a split's file, which may be missing. Raises InputError.
 
     A folder is read in the first of DATA_FILES of which it has a file. Train and test never come in
     different forms.
@@ -74,7 +74,7 @@ def is_published(path):
 def read_raw(folder, split):
     """[("FILE, line N", table, sentence)] of "train", "valid" or "test", in the file's order.
 
-    A table is what stands there: a text, or the pairs of an object or a list. Raises InputError
+    A table is as in the file: a text, or the pairs of an object or a list. Raises InputError
     that names file and line.
     """
     path = split_path(folder, split)
@@ -199,7 +199,7 @@ def one_line(text, what="text"):
 
 
 def json_type(value):
-    """What a value of a JSON file is, in JSON's words; a number as it stands there."""
+    """The type of a value in JSON's words; a number as it is written."""
     names = {type(None): "null", bool: "true or false", list: "a list", tuple: "an object",
              dict: "an object"}
     return names.get(type(value), repr(value)[:60])

@@ -1,5 +1,5 @@
-"""What a training leaves as it goes: a line of its log every ten steps, the weights after each
-epoch, and every few minutes the state to go on from.
+"""What a training writes: a line of its log every ten steps, the weights after each
+epoch, and a checkpoint every few minutes.
 
 The loop in train.py says what is computed; this says what is kept of it.
 """
@@ -26,7 +26,7 @@ SAVE_EVERY = 120  # seconds
 class Record:
     """The record of one training, in its folder.
 
-    folder         where it lies
+    folder         the run's folder
     run            {name: value}: the settings and SHA-256s of the run, by which its state is known
     save_weights   is called with what is trained whenever that is to be kept
     """
@@ -48,8 +48,8 @@ class Record:
         self.save()
         if self.step == 0:  # AdamW's two moments of each parameter come with the first step
             self.save_every = max(SAVE_EVERY, 3 * self.save_every)
-        print(f"Step {self.step:,} of {self.last_step:,}. What is needed to go on is saved after "
-              f"each epoch and every {self.save_every / 60:.0f} minutes; Ctrl-C saves it, too.",
+        print(f"Step {self.step:,} of {self.last_step:,}. A checkpoint is saved after each "
+              f"epoch and every {self.save_every / 60:.0f} minutes; Ctrl-C saves it, too.",
               flush=True)
         self.losses, self.n_tokens, self.started = [], 0, time.perf_counter()
         self.bar = progress_bar(total=last_step, initial=self.step, desc="training", unit=" steps",
@@ -109,7 +109,7 @@ class Record:
         self.pause(must_save=True)
 
     def pause(self, must_save):
-        """Between two lines of the log: saves what is needed to go on, and ends if asked to."""
+        """Between two lines of the log: saves a checkpoint, and stops if asked to."""
         must_end = self.stopping.is_asked_anywhere(self.device)
         if must_save or must_end:
             self.save()
@@ -126,7 +126,7 @@ class Record:
                 file.write(as_line(entry))
 
     def save(self):
-        """Writes what is needed to go on; the next time is chosen so that it takes at most 2%."""
+        """Saves a checkpoint, and sets the time to the next one so that saving takes at most 2%."""
         started = time.monotonic()
         if rank() == 0:
             save_state(self.folder, self.run, self.parts, self.step, self.log)
@@ -210,7 +210,7 @@ def format_costs_line(costs):
 
 
 def save_state(folder, run, parts, step, log):
-    """Writes what is needed to go on to folder/training.pt, with the run that it is of."""
+    """Saves a checkpoint to folder/training.pt, with the settings of its run."""
     state = {name: part.state_dict() for name, part in parts.items()}
     with write_aside(folder / "training.pt") as path:
         torch.save(state | {"run": run, "step": step, "log": log}, path)

@@ -1,8 +1,8 @@
 """A run's folder: what may be written into it, by whom, what its run was made from.
 
-run.json holds the settings and the SHA-256 of base, vocabulary and data, so that what goes on, or
-describes a table, does so with the same. The run is finished once scores.json lies there or, where
-there is no test set, loss.png.
+run.json holds the settings and the SHA-256 of base, vocabulary and data, so that resuming and
+generating use the same ones. A run is finished once it has scores.json or, without a test set,
+loss.png.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def read_settings(folder):
 
 
 def read_source(source):
-    """The settings of what a folder or a name stands for. Raises InputError where it is no run."""
+    """The settings of a run, an adapter or a bare model. Raises InputError if it is none."""
     folder = model_folder(source)
     settings = {"mode": "the base alone", "model": str(source), "seed": None, "dtype": "float32"}
     if (folder / "run.json").exists():
@@ -55,7 +55,7 @@ def read_source(source):
         weights = "adapter_model.safetensors" if is_prefix else "model.safetensors"
         if not (folder / weights).exists():
             raise InputError(f"{folder} has no {weights} yet: no epoch of its training has ended; "
-                             "go on with train.py --resume")
+                             "continue it with train.py --resume")
         return settings
     if (folder / "adapter_config.json").exists():
         named = str(read_adapter_config(folder)[1] or "")  # "" where it names none
@@ -93,15 +93,15 @@ def check_parent(folder, names):
 
 
 def check_folder(folder, new, resume):
-    """Raises InputError where a folder holds anything that a run cannot go on with.
+    """Raises InputError if a folder holds anything from which a run cannot resume.
 
     now        the run's settings and, once they are known, the SHA-256 of what it is made from
     """
     if not (folder / "run.json").exists():
         return check_new(folder, "a run")
     if not resume:
-        raise InputError(f"{folder} already holds a run; give another --out, or --resume to go on "
-                         "with it")
+        raise InputError(f"{folder} already holds a run; give another --out, or --resume to "
+                         "continue it")
     check_same_run(f"{folder}/run.json", read_settings(folder), new)
 
 
@@ -167,7 +167,7 @@ def open_run(folder, run, resume):
             write_json(folder / "run.json", run)
         check_one_folder(folder)
         yield run
-        if rank() == 0:  # what was only needed to go on
+        if rank() == 0:  # the checkpoint is needed no more
             (folder / "training.pt").unlink(missing_ok=True)
 
 

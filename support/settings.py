@@ -23,7 +23,7 @@ SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 1e-3, "direct": 0.1, "finet
 
 
 def setting(default=MISSING, **metadata):
-    """A field with a default and what argparse is told of it; several: a run for each value."""
+    """A field with a default and argparse's keyword arguments; several: a run for each value."""
     return field(default=default, metadata=metadata)
 
 
@@ -179,28 +179,28 @@ def read_arguments():
         "tables and scores them. Without other arguments it is the run of Li & Liang (2021): GPT-2 "
         "Medium on E2E.",
         epilog="A run writes its folder: run.json (settings), log.jsonl, the weights (a PEFT "
-        "adapter or a Hugging Face folder), training.pt (to go on), outputs.txt, references.txt, "
-        "tables.txt, scores.json, loss.png.")
+        "adapter or a Hugging Face folder), training.pt (the checkpoint), outputs.txt, "
+        "references.txt, tables.txt, scores.json, loss.png.")
     demo = ", ".join(f"{mode} {arguments}" for mode, arguments in DEMO.items())
     parser.add_argument("--demo", action="store_true",
                         help=f"other defaults: --model tiny --data sample, {demo}")
     parser.add_argument("--out", metavar="DIR",
                         help="the run's folder (default: runs/MODE-MODEL-DATA)")
-    parser.add_argument("--resume", action="store_true", help="go on where the same command was "
-                        "stopped; of several runs, with those not finished")
+    parser.add_argument("--resume", action="store_true", help="continue where the same command "
+                        "was stopped; of several runs, those not finished")
     add_arguments(parser)
     add_device_arguments(parser)
     args = parser.parse_args()
     if args.demo:
         defaults = ["--model", "tiny", "--data", "sample", *DEMO[args.mode].split()]
-        args = parser.parse_args(defaults + sys.argv[1:])  # what stands last wins
+        args = parser.parse_args(defaults + sys.argv[1:])  # the last one wins
     name = f"{args.mode}-{Path(args.model).name}-{Path(args.data).name}"
     out = Path(args.out or Path("runs") / name)
     return args, out, single_runs(args, out)
 
 
 def single_runs(args, out):
-    """{folder: Settings}: a run for each prefix length and seed; one alone lies in `out` itself.
+    """{folder: Settings}: a run for each prefix length and seed; a single one is in `out` itself.
 
     The longest comes first: what is too long for the model shows at once.
     """

@@ -105,8 +105,8 @@ class KVCache:
 
 
 def compact_rows(is_over):
-    """The rows of a batch that go on, in an order in which few move: the last ones take the places
-    of those that are over.
+    """The unfinished rows of a batch, in an order in which few move: the last ones take the places
+    of the finished ones.
 
     >>> compact_rows([False, True, False, False])
     [0, 3, 2]
@@ -132,7 +132,7 @@ def products_library():
     """Which library multiplies float32 matrices in `fast_products`: "oneDNN" or "PyTorch's choice".
 
     PyTorch chooses Intel's MKL, which on AMD's processors reaches half of what oneDNN does. Only
-    the processor and the version decide, so a run that goes on later goes on with the same bits.
+    the processor and the version decide, so a run that is resumed gives the same bits.
     """
     cpuinfo = Path("/proc/cpuinfo")  # Linux
     processor = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()

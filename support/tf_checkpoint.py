@@ -1,7 +1,7 @@
 """Reads TensorFlow's checkpoints (Saver V2), in which OpenAI published GPT-2, without TensorFlow.
 
 A checkpoint is an index and a data file. The data file is the variables' bytes, one after the
-other; the index says where each of them lies. It is a table in LevelDB's format, blocks of sorted
+other; the index says where each of them starts. It is a table in LevelDB's format, blocks of sorted
 (key, value) pairs: a key is a variable's name, its value a BundleEntryProto
 (tensorflow/core/protobuf/tensor_bundle.proto; leveldb/doc/table_format.md).
 """
@@ -70,8 +70,8 @@ def read_entries(index):
     if index[-8:] != MAGIC:
         raise ValueError("it does not end as a table does")
     footer = index[-48:]
-    _, _, at = read_handle(footer, 0)  # where the meta-index lies, which is empty
-    offset, size, _ = read_handle(footer, at)  # where the index of the blocks lies
+    _, _, at = read_handle(footer, 0)  # the position of the meta-index, which is empty
+    offset, size, _ = read_handle(footer, at)  # the position of the index of blocks
     places = [read_handle(handle, 0)[:2] for _, handle in read_block(index, offset, size)]
     entries = []
     for offset, size in places:
@@ -111,7 +111,7 @@ def read_block(table, offset, size):
 
 
 def read_handle(data, at):
-    """Where a block lies: (offset, size, next place)."""
+    """The position of a block: (offset, size, next place)."""
     offset, at = read_varint(data, at)
     size, at = read_varint(data, at)
     return offset, size, at

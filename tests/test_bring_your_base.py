@@ -312,7 +312,7 @@ def test_a_prefix_opens_by_its_folder_alone_unless_its_base_is_not_there(adapter
 @pytest.mark.parametrize("load", [load_model, load_tokenizer, load_prefix, load_run])
 def test_a_file_given_where_a_folder_is_wanted_is_called_a_file(base, load):
     path = base / "config.json"
-    with pytest.raises(InputError, match=f"{path} is a file: give the folder that it lies in"):
+    with pytest.raises(InputError, match=f"{path} is a file: give the folder that contains it"):
         load(path)
 
 

@@ -334,7 +334,7 @@ def test_ctrl_c_before_there_is_a_run_says_to_start_again_and_not_to_resume(tmp_
         patched.setattr(train, "load_both", stopped)  # as while the base is downloaded
         done = run_here(train.main, "--mode", "prefix", "--model", "tiny", "--data", data, "--out",
                         tmp_path / "run", *QUICK)
-    assert done.error == 130 and "; go on with: python " in done.stderr
+    assert done.error == 130 and "; continue with: python " in done.stderr
     assert "--resume" not in done.stderr
 
 
@@ -387,7 +387,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_what_there_is_can_be_used(tmp_path, 
     done = training.wait()
     assert done.returncode == 130 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("stopped; go on with: python train.py --mode prefix")
+    assert last.startswith("stopped; continue with: python train.py --mode prefix")
     assert last.endswith("--resume") and f"'{folder}'" in last
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert torch.load(folder / "training.pt", weights_only=True)["step"] == steps[-1]

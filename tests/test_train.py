@@ -567,7 +567,7 @@ MISTAKES = [
     (["--num-beams", "3000"], "3000 beams are too many"),
     (["--length-penalty", "nan"], "length penalty of nan"),
     (["--length-penalty", "400", "--max-new-tokens", "100"], "length penalty of 400.0 is"),
-    (["--resume"], "holds no run to go on with"),
+    (["--resume"], "holds no run to resume"),
     (["--prefix-length", "3", "0"], "--prefix-length must be above 0 and finite, but is 0"),
     (["--seed", "1", "2", "1"], "--seed 1 2 1: give each number once"),
     (["--seed", str(2**64)], f"the seed must fit into 64 bits, but is {2**64}"),
