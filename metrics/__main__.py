@@ -15,9 +15,8 @@ DESCRIPTION = """\
 Score outputs against references as the E2E NLG challenge does, without its Perl and Java.
 
 The table shows BLEU, METEOR and ROUGE-L times 100; a dash is a score that was not computed.
-The line below says what was computed: scores are comparable only where this is the same, the SHA-256 of
-the references included.
-"""
+The line below it says what was computed: scores are comparable only where this is the same, with
+the SHA-256 of the references."""
 
 EPILOG = """\
 Files are UTF-8. By their names:
