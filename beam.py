@@ -17,6 +17,7 @@ from support.bases import NAMES
 from support.commands import InputError, progress_bar, run_command
 from support.devices import pick_device
 from support.drawing import draw_tree
+from support.reading import parse_table
 from support.settings import DECODER, add_arguments
 from support.speed import Growing, fast_products, pad, rows_that_stay, wanted_logits
 
@@ -225,8 +226,8 @@ def main():
     past = None
     if args.prefix:
         past, _ = load_past(args.prefix, model)
-    table, banned = read_table(args.table), banned_tokens(model, tokenizer)
-    prompt = encode_table(tokenizer, table)
+    table = read_table(parse_table(args.table))
+    prompt, banned = encode_table(tokenizer, table), banned_tokens(model, tokenizer)
     P = past_length(past)
     check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,
                  banned)
