@@ -17,9 +17,10 @@ from support.bases import NAMES
 from support.commands import InputError, progress_bar, run_command
 from support.devices import pick_device
 from support.drawing import draw_tree
+from support.reading import parse_table
 from support.run_folder import read_source
 from support.settings import DECODER, add_arguments
-from support.speed import KVCache, fast_products, pad, compact_rows, packed_logits
+from support.speed import KVCache, compact_rows, fast_products, packed_logits, pad
 
 
 @dataclass
@@ -230,8 +231,8 @@ def main():
         past = pasts[args.prefix]
     else:
         model, tokenizer = load_both(args.model or "tiny", device)
-    table, banned = read_table(args.table), find_banned_tokens(model, tokenizer)
-    prompt = encode_table(tokenizer, table)
+    table = read_table(parse_table(args.table))
+    prompt, banned = encode_table(tokenizer, table), find_banned_tokens(model, tokenizer)
     P = past_length(past)
     check_search(model, [prompt], [P], args.num_beams, args.max_new_tokens, args.length_penalty,
                  banned)

@@ -18,7 +18,7 @@ from statistics import fmean
 import metrics
 from support.commands import InputError, format_rows, run_command
 from support.drawing import draw_curve, draw_losses
-from support.files import wrap_errors, read_json
+from support.files import read_json, wrap_errors
 from support.run_folder import check_hash, read_settings
 
 FIGURES = ("losses.png", "curve.png")

@@ -183,8 +183,8 @@ def encode_splits(settings, model, tokenizer):
         if split in WITHOUT and not path.exists():
             print(f"{path} is missing: {WITHOUT[split]}.")
             if others := unread_files(folder):
-                print(f"note: {', '.join(others[:3])} is there, but not read; rename the file to "
-                      f"{path.name} if it is the {split} data")
+                print(f"note: not read: {', '.join(others)}; if this split is among them, save it "
+                      f"as {path.name}")
             made_from[f"{split}_sha256"] = ""
             continue
         for location, example in read_examples(folder, split):

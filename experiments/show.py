@@ -11,7 +11,7 @@ import re
 
 from experiments.parts import PARTS, RESULTS, SEEDS, check_parts
 from support.commands import run_command
-from support.files import ROOT, wrap_errors, read_json, write_text
+from support.files import ROOT, read_json, wrap_errors, write_text
 
 DOCUMENTS = "README.md", "RESULTS.md"
 FIGURES = ROOT / "experiments/figures"

@@ -9,7 +9,7 @@ import torch
 from support import hugging_face
 from support.commands import InputError
 from support.downloads import download
-from support.files import ROOT, wrap_errors, existing_file, read_json, refuse_file, write_json
+from support.files import ROOT, existing_file, read_json, refuse_file, wrap_errors, write_json
 from support.tf_checkpoint import read_openai_weights
 
 SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")  # OpenAI's own names

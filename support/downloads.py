@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 
 from support.commands import InputError, progress_bar
-from support.files import acquire, wrap_disk_errors, move_into_place, sha256
+from support.files import acquire, move_into_place, sha256, wrap_disk_errors
 
 STALLED = 20  # seconds without a byte
 TRIES, PAUSE = 4, 2  # answers in a row that bring nothing new; seconds between two

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from support.commands import InputError
-from support.files import wrap_errors, existing_file, read_json, write_aside, write_json
+from support.files import existing_file, read_json, wrap_errors, write_aside, write_json
 from support.tokenizer import vocabulary_files
 
 

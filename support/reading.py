@@ -2,8 +2,8 @@
 
 Li & Liang (2021) trained on src1_train.txt, src1_valid.txt and src1_test.txt (`table||sentence` a
 line); the official release is trainset.csv, devset.csv, testset_w_refs.csv, or the zip that holds
-them; your own are train, valid and test, .jsonl or .csv, with the keys or columns mr and ref, or
-table and text. A table is repeated for each of its sentences.
+them; your own are train, valid and test, .jsonl or .csv, with the keys or columns table and text,
+or mr and ref. A table is repeated for each of its sentences.
 """
 
 import csv
@@ -24,7 +24,7 @@ ZIP_NAME = "e2e-dataset.zip"
 # The first is read first.
 DATA_FILES = [SRC1_NAMES, CSV_NAMES, {split: ZIP_NAME for split in SPLITS}]
 DATA_FILES += [{split: split + suffix for split in SPLITS} for suffix in (".jsonl", ".csv")]
-COLUMNS = (("mr", "ref"), ("table", "text"))
+COLUMNS = (("table", "text"), ("mr", "ref"))
 SRC1_URL = ("https://raw.githubusercontent.com/XiangLi1999/PrefixTuning/"
             "6519d30e69b15a180f23e2cd41b766d3f62b8e82/data/e2e_data")
 KNOWN_SHA256 = {
@@ -63,7 +63,9 @@ def split_path(folder, split):
 def unread_files(folder):
     """The names of a folder's files that may be a split by another name, such as dev.jsonl."""
     read = [split_path(folder, split) for split in SPLITS]
-    return sorted(path.name for path in folder.glob(f"*{read[0].suffix}") if path not in read)
+    suffixes = {".jsonl", ".csv", read[0].suffix}
+    return sorted(path.name for path in folder.iterdir()
+                  if path.suffix in suffixes and path not in read)
 
 
 def is_published(path):
@@ -118,8 +120,8 @@ def parse_json(text):
 
 
 def parse_table(text):
-    """The table in a text: what JSON says where it is an object or a list, else the text."""
-    return parse_json(text) if text.strip()[:1] in ("{", "[") else text
+    """The table in a text: what JSON says of an object or a list, else the text, `[m] : 12` too."""
+    return parse_json(text) if re.match(r'\s*(\{|\[\s*["{[])', text) else text
 
 
 def parse_json_row(line):

@@ -15,7 +15,7 @@ import torch
 
 from support.commands import InputError, progress_bar
 from support.devices import peak_memory
-from support.files import wrap_errors, wrap_disk_errors, write_aside, write_text
+from support.files import wrap_disk_errors, wrap_errors, write_aside, write_text
 from support.processes import add_up, rank
 from support.run_folder import check_same_run
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from support.bases import NAMES, model_folder, read_adapter_config
 from support.commands import InputError
-from support.files import ASIDE, acquire, wrap_errors, read_json, sha256, write_json
+from support.files import ASIDE, acquire, read_json, sha256, wrap_errors, write_json
 from support.processes import check_one_folder, rank
 from support.settings import Settings
 

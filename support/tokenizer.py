@@ -6,7 +6,7 @@ import re
 import tiktoken
 
 from support.commands import InputError
-from support.files import wrap_errors, existing_file, read_json
+from support.files import existing_file, read_json, wrap_errors
 
 # Text is first cut into words, each with the blank before it; only inside them are bytes merged
 # (OpenAI's encoder.py).

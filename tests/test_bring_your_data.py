@@ -164,13 +164,14 @@ def test_columns_that_do_not_say_what_is_table_and_what_is_text_are_refused(tmp_
 # Without a validation or test set
 
 
-@pytest.mark.parametrize("name", ["validation", "dev", "val"])
-def test_a_validation_set_by_another_name_is_named_and_what_to_call_it(tmp_path, capsys, name):
-    folder = write_jsonl(tmp_path / "data", train=EXAMPLES, test=EXAMPLES, **{name: EXAMPLES})
-    settings = train.settle(Settings(mode="finetune", model="tiny", data=str(folder)))
+@pytest.mark.parametrize("name", ["validation.jsonl", "dev.jsonl", "valid.csv"])
+def test_a_set_by_another_name_is_named_and_what_to_call_it(tmp_path, capsys, name):
+    write_jsonl(tmp_path, train=EXAMPLES, test=EXAMPLES)
+    (tmp_path / name).touch()
+    settings = train.settle(Settings(mode="finetune", model="tiny", data=str(tmp_path)))
     e2e_data.encode_splits(settings, *load_both("tiny"))
-    assert (f"note: {name}.jsonl is there, but not read; rename the file to valid.jsonl if it is "
-            "the valid data") in capsys.readouterr().out
+    assert f"note: not read: {name}; if this split is among them, save it as valid.jsonl" in (
+        capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("missing", [["valid"], ["test"]])
@@ -185,7 +186,7 @@ def test_without_validation_or_test_set_training_works_and_says_what_it_leaves_o
     assert ("test.jsonl is missing: nothing is described and scored" in out) == ("test" in missing)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("validation_loss" in entry for entry in log) == ("valid" not in missing)
-    assert "is there, but not read" not in out
+    assert "note: not read" not in out
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "loss.png"} <= names
     assert ({"outputs.txt", "references.txt", "scores.json"} <= names) == ("test" not in missing)

@@ -21,6 +21,7 @@ from conftest import run_here
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import beam
 import describe
 import metrics
 import e2e_data
@@ -302,6 +303,16 @@ def test_a_long_table_is_named_by_its_number_and_in_a_data_set_by_its_line(tmp_p
     data = write_splits(tmp_path / "data", "test", (f"name : {LONG}", "A."))
     error = described("--data", data).error
     assert re.search("test.jsonl, line 3: .*more than the 512 that the model has", error)
+
+
+def test_a_table_that_is_an_object_or_pairs_is_given_as_json_and_brackets_alone_make_none():
+    text = "[m] height : 12 | name : Tower"
+    tables = '{"[m] height": "12", "name": "Tower"}', ' [["[m] height", 12], ["name", "Tower"]]'
+    sentences = described(text, *tables).stdout.splitlines()
+    assert sentences == 3 * sentences[:1]
+    for table in (text, *tables):
+        done = run_here(beam.main, table, "--max-new-tokens", 1)
+        assert done.stdout.splitlines()[0] == text, done.error
 
 
 def test_tables_on_stdin_may_begin_with_a_byte_order_mark_and_must_be_utf_8():
