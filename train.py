@@ -170,15 +170,16 @@ def train_and_score(settings, folder, device="auto", decode_batch_size=64, resum
         costs = count_numbers(settings, model, prefix)
         print(f"{len(examples['train']):,} examples, on {device}, float32 products on a CPU by "
               f"{products_library()}", flush=True)
-        record = Record(folder, run, partial(save_weights, settings, folder, made_from))
-        log = train(settings, model, prefix, examples["train"], examples["valid"], record)
+        save = partial(save_weights, settings, folder, made_from)
+        log = train(settings, model, prefix, examples["train"], examples["valid"],
+                    Record(folder, run, save))
         if settings.keep == "best":
             print(f"Kept is epoch {best_epoch(log)}, of the lowest validation loss.")
         costs |= costs_of_training(log)
         print(format_costs_line(costs), flush=True)
         if rank() == 0:
             draw_losses({name_of(settings): [log]}, folder / "loss.png")
-        del model, prefix
+        del model, prefix  # so that there is room for what is loaded next
         scores = None
         if examples["test"]:
             finished = load_run(folder, device)  # what is scored is what was saved

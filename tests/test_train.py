@@ -1,11 +1,13 @@
 """Training does what it says: step by step, from a seed, and from wherever it was stopped."""
 
 import dataclasses
+import gc
 import hashlib
 import json
 import random
 import re
 import shutil
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -478,6 +480,26 @@ def test_the_hint_after_a_stop_says_resume_once(small_data, tmp_path, monkeypatc
     for arguments in ([], ["--resume"]):
         done = train_here(small_data, tmp_path / "run", "--max-steps", 1, *arguments)
         assert done.stderr.count("--resume") == 1
+
+
+def test_what_was_trained_has_left_the_memory_when_what_was_saved_is_loaded(small_data, tmp_path,
+                                                                             monkeypatch):
+    trained, alive, (load_both, load_run) = [], [], (train.load_both, train.load_run)
+
+    def watch(*args):
+        model, tokenizer = load_both(*args)
+        trained.append(weakref.ref(model))
+        return model, tokenizer
+
+    def load(*args):
+        gc.collect()
+        alive.append(trained[0]() is not None)
+        return load_run(*args)
+
+    monkeypatch.setattr(train, "load_both", watch)
+    monkeypatch.setattr(train, "load_run", load)
+    train_here(small_data, tmp_path / "run", "--max-steps", 1)
+    assert alive == [False]
 
 
 def test_a_program_gets_the_same_refusal_of_a_seed():
