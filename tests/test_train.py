@@ -498,7 +498,8 @@ def test_what_was_trained_has_left_the_memory_when_what_was_saved_is_loaded(smal
 
     monkeypatch.setattr(train, "load_both", watch)
     monkeypatch.setattr(train, "load_run", load)
-    train_here(small_data, tmp_path / "run", "--max-steps", 1)
+    run_here(train.main, "--mode", "finetune", *QUICK, "--data", small_data, "--max-steps", 1,
+             "--out", tmp_path / "run")
     assert alive == [False]
 
 
