@@ -5,10 +5,11 @@ fields; run.json holds them.
 """
 
 import argparse
+import dataclasses
 import math
 import sys
 import types
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 from support.bases import NAMES, PUBLISHED, count_weights, read_config
@@ -24,7 +25,7 @@ SMALL_LEARNING_RATE = {"network": 3e-3, "per-layer": 1e-3, "direct": 0.1, "finet
 
 def setting(default=MISSING, **metadata):
     """A field with a default and argparse's keyword arguments; several: a run for each value."""
-    return field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -74,23 +75,24 @@ class Settings:
 
     def check(self):
         """Raises InputError where a value is none that a run can have. Returns self."""
-        for one in fields(self):
-            value, option = getattr(self, one.name), option_of(one.name)
-            allowed = types_of(one)
+        for field in fields(self):
+            value, option = getattr(self, field.name), option_of(field.name)
+            allowed = types_of(field)
             if type(value) not in allowed:
                 names = " or ".join(kind.__name__ for kind in allowed)
                 raise InputError(f"{option} must be {names}, but is {value!r}")
-            choices = one.metadata.get("choices")
+            choices = field.metadata.get("choices")
             if choices and value not in choices:
                 raise InputError(f"{option} must be one of {', '.join(choices)}, but is {value!r}")
-            if isinstance(value, (int, float)) and one.name not in ("seed", "length_penalty"):
-                may_be_0 = one.name == "warmup_steps"
+            if isinstance(value, (int, float)) and field.name not in ("seed", "length_penalty"):
+                may_be_0 = field.name == "warmup_steps"
                 if not 0 <= value < math.inf or value == 0 and not may_be_0:
                     raise InputError(f"{option} must be {'0 or more' if may_be_0 else 'above 0'} "
                                      f"and finite, but is {value}")
         random_generator(self.seed)
-        changed = [option_of(one.name) for one in fields(self) if one.name.startswith("prefix_")
-                   and getattr(self, one.name) != one.default]
+        changed = [option_of(field.name) for field in fields(self)
+                   if field.name.startswith("prefix_")
+                   and getattr(self, field.name) != field.default]
         if self.mode == "finetune" and changed:
             raise InputError(f"{', '.join(changed)}: fine-tuning has no prefix")
         if self.prefix_form == "direct" and self.prefix_hidden:
@@ -98,38 +100,38 @@ class Settings:
         return self
 
 
-DECODER = {one.name: one.default for one in fields(Settings)  # as Li & Liang decode E2E
-           if one.name in ("num_beams", "length_penalty", "max_new_tokens")}
+DECODER = {field.name: field.default for field in fields(Settings)  # as Li & Liang decode E2E
+           if field.name in ("num_beams", "length_penalty", "max_new_tokens")}
 
 
 def option_of(name):
     return "--" + name.replace("_", "-")
 
 
-def types_of(one):
+def types_of(field):
     """The types that a field's value may have; a whole number will do for any number."""
-    kinds = one.type.__args__ if isinstance(one.type, types.UnionType) else (one.type,)
+    kinds = field.type.__args__ if isinstance(field.type, types.UnionType) else (field.type,)
     return (*kinds, int) if float in kinds else kinds
 
 
 def add_arguments(parser, defaults=None):
     """Adds an argument for each field of Settings, or for those of `defaults`, {name: default}. One
     of which a run may be asked for each of several values is a list."""
-    defaults = defaults or {one.name: one.default for one in fields(Settings)}
-    for one in fields(Settings):
-        if one.name not in defaults:
+    defaults = defaults or {field.name: field.default for field in fields(Settings)}
+    for field in fields(Settings):
+        if field.name not in defaults:
             continue
-        metadata, default = dict(one.metadata), defaults[one.name]
+        metadata, default = dict(field.metadata), defaults[field.name]
         takes_several = metadata.pop("several", False)
         if default is MISSING:
             metadata["required"], default = True, None
         elif default is not None:
             metadata["help"] += f" (default: {default})"
         if "choices" not in metadata:
-            metadata.setdefault("type", types_of(one)[0])
+            metadata.setdefault("type", types_of(field)[0])
         if takes_several:
             metadata, default = metadata | {"nargs": "+"}, [default]
-        parser.add_argument(option_of(one.name), default=default, **metadata)
+        parser.add_argument(option_of(field.name), default=default, **metadata)
 
 
 def settle(settings):
@@ -204,7 +206,7 @@ def single_runs(args, out):
 
     The longest comes first: what is too long for the model shows at once.
     """
-    values = {one.name: getattr(args, one.name) for one in fields(Settings)}
+    values = {field.name: getattr(args, field.name) for field in fields(Settings)}
     lengths, seeds, runs = values["prefix_length"], values["seed"], {}
     for name in ("prefix_length", "seed"):
         if len(set(values[name])) < len(values[name]):
