@@ -91,7 +91,7 @@ def read_tables(path, others):
         ids = values["model"]["vocab"] | {entry["content"]: entry["id"] for entry in added}
     else:
         lines = others.pop(0).read_text(encoding="utf-8").splitlines()
-        merges = [line for line in lines if not line.startswith("#version")]
+        merges = [line for line in lines if line and not line.startswith("#version")]
         ids, added = values, []
     found = dict.fromkeys(BESIDE, {}) | {other.name: read_json(other) for other in others}
     more, config, special = (found[name] for name in BESIDE)
