@@ -22,7 +22,7 @@ MET = {".": 20_000, "is": 10_000, "a": 9_999, "not": 100, "place": 99, "in": 12_
 
 def test_each_token_of_a_sentence_has_its_kind():
     tokenizer = load_tokenizer("tiny")
-    _, answer = encode_example(tokenizer, TABLE, "Alimentum in City Centre is not a quiet place .")
+    _, answer = encode_example(tokenizer, TABLE, "Alimentum in City Centre is not a piano place .")
     found = kinds.kinds_of(tokenizer, TABLE, answer, kinds.Counter(MET))
     assert len(found) == len(answer)
     words = {}
@@ -30,7 +30,7 @@ def test_each_token_of_a_sentence_has_its_kind():
         words[kind] = words.get(kind, "") + tokenizer.decode([token])
     assert words == {
         "a value": " Alimentum City Centre", "met 10,000 times or more": " in is .",
-        "met 100 to 9,999 times": " not a", "never met": " quiet", "met 1 to 99 times": " place",
+        "met 100 to 9,999 times": " not a", "never met": " piano", "met 1 to 99 times": " place",
         "the end": "<|endoftext|>"}
 
 
@@ -57,6 +57,8 @@ def test_the_command_tells_the_mean_loss_of_each_kind(tmp_path, small_data):
     for name in ("sgd", "rnnlg"):
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write('{"text": "The food is served in a pub."}\n')
+    met = kinds.count_words(tmp_path)
+    assert met["the"] == met["."] == 2
     done = run_here(kinds.main, "tiny", "--data", small_data, "--pretrain", tmp_path)
     _, *rows = [(line[:25].strip(), *line[25:].split()) for line in done.stdout.splitlines()]
     assert ("met 10,000 times or more", "0", "-") in rows and rows[-2][:2] == ("the end", "8")

@@ -401,10 +401,12 @@ def lines_of(axes, form=".1f"):
     return found
 
 
-def test_forms_are_drawn_as_their_table_has_them(figure_of):
-    lines = lines_of(figure_of("forms")[0], ".2f")
-    assert [[label, *points.values()] for label, points in lines.items()] == [
+def test_forms_are_drawn_as_their_table_has_them_those_not_clipped_in_the_same_color(figure_of):
+    (axes,) = figure_of("forms")
+    assert [[label, *points.values()] for label, points in lines_of(axes, ".2f").items()] == [
         [cell for cell in row if cell] for row in cells(tables.forms(show.read("forms")))]
+    assert [container.lines[0].get_color() for container in axes.containers] == [
+        "C0", "C0", "C1", "C2", "C2", "C3"]
 
 
 def test_few_examples_are_drawn_side_by_side_as_their_table_has_them(figure_of):

@@ -35,7 +35,8 @@ def test_judgements(slot, value, sentence, expected):
 def test_the_name_of_a_place_says_nothing_about_the_food_and_a_value_may_be_empty():
     table = "name : The Mill | food : Indian | near : Raja Indian Cuisine"
     assert ("food", "missing") in slots.judgements([(table, "Near Raja Indian Cuisine .")])
-    assert ("near", "said") in slots.judgements([("name : The Mill | near :", "The Mill .")])
+    assert slots.judgements([("near : | area : riverside", "By the river .")]) == [
+        ("near", "said"), ("area", "said")]
 
 
 def test_values_that_the_rules_do_not_know_are_told_and_not_judged():
